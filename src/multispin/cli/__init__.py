@@ -1,0 +1,35 @@
+"""The command line. Heavy imports happen inside the commands, so that --help is quick."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from multispin.errors import CURABLE_CODES, BadInput, MultispinError
+
+app = typer.Typer(
+    name="multispin",
+    help="Cooperative token generation: devices draft, one server verifies.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def main() -> None:
+    """Run a command; what goes wrong on purpose becomes one line and an exit code."""
+    from multispin.cli import commands
+
+    commands.register(app)
+    try:
+        app()
+    except MultispinError as error:
+        print(f"error: {error}", file=sys.stderr)
+        curable = isinstance(error, BadInput) or error.code in CURABLE_CODES
+        sys.exit(2 if curable else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)

@@ -1,0 +1,144 @@
+"""`multispin complete`: one text."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from multispin.cli import options
+from multispin.errors import BadInput
+from multispin.types import SamplingParams
+
+if TYPE_CHECKING:
+    from multispin.net.device import Request
+    from multispin.net.drafting import DrafterOptions
+
+
+def complete(
+    prompt: Annotated[str, typer.Argument(help="The text to continue; - reads standard input.")],
+    server: options.Server = f"127.0.0.1:{options.DEFAULT_PORT}",
+    draft: options.Draft = "lookup",
+    draft_length: options.DraftLength = options.DEFAULT_DRAFT_LENGTH,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="The prompt is a question: use the chat template.")
+    ] = False,
+    max_tokens: options.MaxTokens = 256,
+    temperature: options.Temperature = 0.0,
+    top_p: options.TopP = 1.0,
+    top_k: options.TopK = 0,
+    min_p: options.MinP = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Weaken tokens of prompt and text; 1: off.")
+    ] = 1.0,
+    presence_penalty: Annotated[
+        float, typer.Option(help="Subtracted once from tokens of the text.")
+    ] = 0.0,
+    frequency_penalty: Annotated[
+        float, typer.Option(help="Subtracted for each time a token is in the text.")
+    ] = 0.0,
+    logit_bias: Annotated[
+        list[str] | None, typer.Option(metavar="ID=BIAS", help="Add to a token's logit.")
+    ] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text appears.")] = None,
+    seed: options.Seed = None,
+    acceptance_rule: options.Rule = None,
+    threads: options.Threads = None,
+    gpu_layers: options.GpuLayers = 0,
+    as_json: options.Json = False,
+) -> None:
+    """Write one text, drafting here and verifying on the server."""
+    params = SamplingParams(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        logit_bias=_parse_bias(logit_bias or []),
+    )
+    params.validate()
+    rule = options.acceptance_rule(acceptance_rule, params)
+    options.check_writing(draft_length, max_tokens, seed)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not text:
+        raise BadInput("PROMPT", "''", "must not be empty")
+
+    from multispin.cli.drafter import drafter_options
+    from multispin.net.device import Request
+    from multispin.wire.frames import ChatMessage
+
+    request = Request(
+        prompt=[ChatMessage("user", text)] if chat else text,
+        params=params,
+        rule=rule,
+        seed=options.random_seed() if seed is None else seed,
+        max_tokens=max_tokens,
+        draft_length=draft_length,
+        stop=stop or [],
+    )
+    drafter = drafter_options(draft, threads=threads, gpu_layers=gpu_layers)
+    result = asyncio.run(_complete(server, drafter, request, stream=not as_json))
+    if as_json:
+        print(json.dumps(result))
+    else:
+        print()
+        _summary(result)
+
+
+def _parse_bias(pairs: list[str]) -> dict[int, float]:
+    bias = {}
+    for pair in pairs:
+        token, _, value = pair.partition("=")
+        try:
+            bias[int(token)] = float(value)
+        except ValueError:
+            raise BadInput("--logit-bias", pair, "must be ID=BIAS, as in 198=-5") from None
+    return bias
+
+
+async def _complete(
+    server: str, drafter: DrafterOptions, request: Request, *, stream: bool
+) -> dict[str, Any]:
+    from multispin.net.drafting import connect
+
+    device = await connect(server, drafter)
+    parts = []
+    try:
+        async with device.write(request) as writing:
+            async for committed in writing:
+                parts.append(committed.text)
+                if stream:
+                    print(committed.text, end="", flush=True)
+            session = writing.session
+            return {
+                "text": "".join(parts),
+                "token_ids": session.committed,
+                "finish_reason": session.finish,
+                "usage": {
+                    "prompt_tokens": session.num_prompt,
+                    "completion_tokens": len(session.committed),
+                },
+                "speculation": writing.stats.report(),
+                "seed": request.seed,
+                "acceptance_rule": request.rule,
+                "target": device.link.welcome.target,
+                "draft": drafter.draft,
+            }
+    finally:
+        await device.close()
+
+
+def _summary(result: dict[str, Any]) -> None:
+    usage, speculation = result["usage"], result["speculation"]
+    line = f"{usage['completion_tokens']} tokens ({result['finish_reason']}), seed {result['seed']}"
+    if speculation["num_drafts"]:
+        line += (
+            f"; {speculation['num_accepted_tokens']} of {speculation['num_draft_tokens']} drafted "
+            f"tokens accepted, {speculation['mean_acceptance_length']:.2f} tokens per verification"
+        )
+    print(f"[{line}]", file=sys.stderr)

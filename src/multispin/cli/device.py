@@ -1,0 +1,152 @@
+"""`multispin device`: a device that writes texts for prompts from a file or standard input."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from multispin.cli import options
+from multispin.errors import BadInput
+from multispin.types import SamplingParams
+
+if TYPE_CHECKING:
+    from multispin.net.device import Device, Request
+    from multispin.net.drafting import DrafterOptions
+
+
+def device(
+    prompts: Annotated[
+        str,
+        typer.Option(help="Text file, a prompt a line, or .jsonl with a field 'prompt'; - is stdin."),
+    ] = "-",
+    server: options.Server = f"127.0.0.1:{options.DEFAULT_PORT}",
+    draft: options.Draft = "lookup",
+    draft_length: options.DraftLength = options.DEFAULT_DRAFT_LENGTH,
+    chat: Annotated[bool, typer.Option("--chat", help="Use the target's chat template.")] = False,
+    max_tokens: options.MaxTokens = 256,
+    temperature: options.Temperature = 0.0,
+    top_p: options.TopP = 1.0,
+    top_k: options.TopK = 0,
+    min_p: options.MinP = 0.0,
+    seed: options.Seed = None,
+    acceptance_rule: options.Rule = None,
+    draft_s_per_token: Annotated[
+        float, typer.Option(help="Draft no faster than this: stands for a slower device.")
+    ] = 0.0,
+    threads: options.Threads = None,
+    gpu_layers: options.GpuLayers = 0,
+    events: Annotated[
+        bool, typer.Option("--events", help="Print a JSON object a line for each thing that happens.")
+    ] = False,
+) -> None:
+    """Draft for prompts from a file or standard input, one after the other."""
+    params = SamplingParams(temperature, top_k, top_p, min_p)
+    params.validate()
+    rule = options.acceptance_rule(acceptance_rule, params)
+    if draft_s_per_token < 0:
+        raise BadInput("--draft-s-per-token", draft_s_per_token, "must be 0 or more")
+    options.check_writing(draft_length, max_tokens, seed)
+
+    from multispin.cli.drafter import drafter_options
+    from multispin.net.device import Request
+    from multispin.wire.frames import ChatMessage
+
+    requests = (
+        Request(
+            prompt=[ChatMessage("user", text)] if chat else text,
+            params=params,
+            rule=rule,
+            seed=options.random_seed() if seed is None else seed,
+            max_tokens=max_tokens,
+            draft_length=draft_length,
+            stop=[],
+        )
+        for text in read_prompts(prompts)
+    )
+    drafter = drafter_options(
+        draft, threads=threads, gpu_layers=gpu_layers, draft_s_per_token=draft_s_per_token
+    )
+    asyncio.run(_run(server, drafter, requests, print_event if events else print_text))
+
+
+def read_prompts(source: str) -> Iterator[str]:
+    """The prompts of a file; standard input is read as it comes."""
+    if source == "-":
+        yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
+        return
+    try:
+        lines = Path(source).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput("--prompts", source, f"cannot be read as text ({error})") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        if not source.endswith(".jsonl"):
+            yield line
+            continue
+        try:
+            prompt = json.loads(line)["prompt"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            prompt = None
+        if not isinstance(prompt, str):
+            raise BadInput("--prompts", f"{source}:{number}", 'must be an object with a "prompt"')
+        yield prompt
+
+
+def print_event(event: dict[str, Any]) -> None:
+    print(json.dumps(event), flush=True)
+
+
+def print_text(event: dict[str, Any]) -> None:
+    match event["event"]:
+        case "commit":
+            print(event["text"], end="", flush=True)
+        case "done":
+            print("\n")
+
+
+async def _run(server: str, drafter: DrafterOptions, requests: Iterator[Request], tell) -> None:  # type: ignore[no-untyped-def]
+    from multispin.net.drafting import connect
+
+    device = await connect(server, drafter)
+    tell({"event": "connected", "target": device.link.welcome.target, "draft": drafter.draft})
+    try:
+        while (request := await asyncio.to_thread(next, requests, None)) is not None:
+            await _write(device, request, tell)
+    finally:
+        await device.close()
+
+
+async def _write(device: Device, request: Request, tell) -> None:  # type: ignore[no-untyped-def]
+    began = time.monotonic()
+    async with device.write(request) as writing:
+        session = writing.session
+        tell({"event": "open", "prompt_tokens": session.num_prompt, "seed": request.seed})
+        async for committed in writing:
+            tell(
+                {
+                    "event": "commit",
+                    "text": committed.text,
+                    "num_tokens": len(committed.ids),
+                    "num_accepted": committed.num_accepted,
+                    "draft_length": session.grant,
+                    "elapsed_s": time.monotonic() - began,
+                    "speculation": writing.stats.report(),
+                }
+            )
+        tell(
+            {
+                "event": "done",
+                "finish_reason": session.finish,
+                "completion_tokens": len(session.committed),
+                "token_ids": session.committed,
+                "elapsed_s": time.monotonic() - began,
+            }
+        )

@@ -1,0 +1,73 @@
+"""Options that several commands share, and what they become."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import Annotated, get_args
+
+import typer
+
+from multispin.errors import BadInput
+from multispin.types import AcceptanceRule, SamplingParams
+
+DEFAULT_PORT = 8600
+DEFAULT_DRAFT_LENGTH = 4
+
+Server = Annotated[str, typer.Option(help="HOST:PORT of the edge server.")]
+Draft = Annotated[
+    str,
+    typer.Option(help="Drafter: catalog name, GGUF path, hf:owner/repo/file, lookup, ngram, none."),
+]
+DraftLength = Annotated[int, typer.Option(help="Tokens per draft; 0 leaves all to the server.")]
+MaxTokens = Annotated[int, typer.Option(help="Most tokens to write.")]
+Temperature = Annotated[float, typer.Option(help="0 takes the most likely token.")]
+TopP = Annotated[float, typer.Option(help="Sample among the most likely tokens of this mass.")]
+TopK = Annotated[int, typer.Option(help="Sample among so many tokens; 0: all.")]
+MinP = Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest one's.")]
+Seed = Annotated[int | None, typer.Option(help="Same seed, same text; random by default.")]
+Rule = Annotated[
+    str | None,
+    typer.Option(help="greedy, coupled (the default above temperature 0) or rejection."),
+]
+Threads = Annotated[int | None, typer.Option(help="Threads of the model; all cores by default.")]
+GpuLayers = Annotated[int, typer.Option(help="Layers kept on a GPU, -1: all (native builds).")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+def num_threads(threads: int | None) -> int:
+    if threads is not None and threads < 1:
+        raise BadInput("--threads", threads, "must be at least 1")
+    return threads or os.cpu_count() or 1
+
+
+def acceptance_rule(name: str | None, params: SamplingParams) -> AcceptanceRule:
+    """The rule asked for; at temperature 0 every rule is greedy."""
+    choices: tuple[AcceptanceRule, ...] = get_args(AcceptanceRule)
+    if name is None:
+        return "greedy" if params.temperature == 0 else "coupled"
+    for choice in choices:
+        if choice == name:
+            break
+    else:
+        raise BadInput("--acceptance-rule", name, f"choose one of {', '.join(choices)}")
+    if params.temperature == 0:
+        return "greedy"
+    if choice == "greedy":
+        raise BadInput(
+            "--acceptance-rule", name, "needs --temperature 0; above it take coupled or rejection"
+        )
+    return choice
+
+
+def random_seed() -> int:
+    return secrets.randbits(32)
+
+
+def check_writing(draft_length: int, max_tokens: int, seed: int | None) -> None:
+    if max_tokens < 1:
+        raise BadInput("--max-tokens", max_tokens, "must be at least 1")
+    if draft_length < 0:
+        raise BadInput("--draft-length", draft_length, "must be 0 or more")
+    if seed is not None and not 0 <= seed < 2**63:
+        raise BadInput("--seed", seed, "must be an integer from 0 to 2^63 - 1")

@@ -1,0 +1,112 @@
+"""`multispin serve`: the edge server."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from multispin.cli import options
+from multispin.errors import BadInput
+
+TARGETS_WITHOUT_FILE = ("ngram",)
+
+
+def serve(
+    target: Annotated[
+        str, typer.Option(help="Large model: catalog name, GGUF path, hf:owner/repo/file, ngram.")
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes any free one.")] = options.DEFAULT_PORT,
+    reproducible: Annotated[
+        bool, typer.Option("--reproducible", help="Bit-exact text for a prompt and seed; slower.")
+    ] = False,
+    ctx_size: Annotated[int, typer.Option(help="Tokens a session can hold.")] = 4096,
+    max_sessions: Annotated[int, typer.Option(help="Sessions served at once; others wait.")] = 8,
+    max_draft_length: Annotated[int, typer.Option(help="Longest draft a device may send.")] = 32,
+    threads: options.Threads = None,
+    gpu_layers: options.GpuLayers = 0,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Serve off loopback without TLS and tokens.")
+    ] = False,
+) -> None:
+    """Serve a large model to devices that draft for it."""
+    _check_address(host, insecure)
+    for field, value, low in (
+        ("--ctx-size", ctx_size, 16),
+        ("--max-sessions", max_sessions, 1),
+        ("--max-draft-length", max_draft_length, 0),
+    ):
+        if value < low:
+            raise BadInput(field, value, f"must be at least {low}")
+
+    from multispin.api.app import bind
+    from multispin.catalog import find_model, progress_on_stderr
+    from multispin.core.batch import BatchLimits
+    from multispin.core.server import ServerLimits
+    from multispin.net.loading import TargetOptions
+
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    listening = bind(host, port)
+    path = None
+    if target not in TARGETS_WITHOUT_FILE:
+
+        with progress_on_stderr() as progress:
+            path = os.fspath(find_model(target, progress=progress))
+    max_rows = max(BatchLimits().max_rows, max_draft_length + 1)
+    limits = ServerLimits(max_draft_length, batch=BatchLimits(max_rows=max_rows))
+    load = TargetOptions(
+        target=target,
+        path=path,
+        num_sequences=max_sessions,
+        context_length=ctx_size,
+        threads=options.num_threads(threads),
+        gpu_layers=gpu_layers,
+        reproducible=reproducible,
+        max_rows=max_rows,
+    )
+    asyncio.run(_serve(listening, load, limits))
+
+
+def _check_address(host: str, insecure: bool) -> None:
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        raise BadInput("--host", host, "must be an IP address or localhost") from None
+    if loopback:
+        return
+    if not insecure:
+        raise BadInput(
+            "--host",
+            host,
+            "off loopback anybody could read and use it: there is no TLS and no access token yet; "
+            "write --insecure if the network is yours alone",
+        )
+    print(f"warning: serving on {host} without TLS and access tokens", file=sys.stderr)
+
+
+async def _serve(listening, load, limits) -> None:  # type: ignore[no-untyped-def]
+    from multispin.api.app import ServerState, create_app, serve_app
+    from multispin.net.engine_process import start_engine
+    from multispin.net.server import EdgeServer
+
+    state = ServerState()
+
+    async def main() -> None:
+        print(f"loading {load.target} …", file=sys.stderr)
+        engine = await start_engine(load)
+        try:
+            state.server = EdgeServer(engine, limits)
+            address, port = listening.getsockname()[:2]
+            name = f"[{address}]" if ":" in address else address
+            print(f"{name}:{port}", flush=True)
+            await state.server.run()
+        finally:
+            await engine.close()
+
+    await serve_app(create_app(state), listening, main())

@@ -1,0 +1,189 @@
+"""One verification step: forward pass, then acceptance beside the logits.
+
+The engine knows sequences, not sessions: it is told what to feed and what to judge, and answers
+with a few integers. Logits never leave it, so it can live in a process of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+import numpy as np
+
+from multispin.acceptance import Context, Proposal, verify
+from multispin.lm.base import LanguageModel, Rows, Vocabulary
+from multispin.types import AcceptanceRule, SamplingParams, TokenIds
+
+
+class Work(msgspec.Struct, array_like=True, frozen=True):
+    """What one session wants of a batch.
+
+    ``tokens`` (little-endian int32) are fed from position ``start`` on, which must be the length
+    of the sequence's cache. The last ``num_draft`` of them are a draft to be judged. With
+    ``samples`` False the work only fills the cache: a chunk of a prompt.
+    """
+
+    seq: int
+    start: int
+    tokens: bytes
+    num_draft: int
+    samples: bool
+    num_prompt: int
+    params: SamplingParams
+    rule: AcceptanceRule
+    seed: int
+    proposals: list[tuple[bytes, bytes]] = []  # ids as int32, counts less one as uint16
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.tokens) // 4
+
+
+class Batch(msgspec.Struct, array_like=True, frozen=True):
+    """One forward pass. ``freed`` sequences are emptied first."""
+
+    works: list[Work]
+    freed: list[int] = []
+
+    @property
+    def num_rows(self) -> int:
+        return sum(work.num_rows for work in self.works)
+
+
+class Outcome(msgspec.Struct, array_like=True, frozen=True):
+    """The judgement of one work: accepted draft tokens, and the token that comes after them.
+
+    Both are 0 for a work that does not sample.
+    """
+
+    num_accepted: int
+    token: int
+
+
+class EngineInfo(msgspec.Struct, frozen=True):
+    """What the server needs to know of the model without having it in its own process."""
+
+    target: str
+    fingerprint: str
+    pieces: bytes
+    offsets: bytes  # int64 [vocabulary size + 1]
+    end_ids: list[int]
+    bos_id: int | None
+    chat_template: str | None
+    special_pieces: dict[int, str]
+    num_sequences: int
+    context_length: int
+    max_rows: int
+    reproducible: bool
+
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(
+            pieces=self.pieces,
+            offsets=np.frombuffer(self.offsets, np.int64),
+            end_ids=frozenset(self.end_ids),
+            bos_id=self.bos_id,
+            chat_template=self.chat_template,
+            special_pieces=self.special_pieces,
+            fingerprint=self.fingerprint,
+        )
+
+
+class StepEngine(Protocol):
+    """What the network server drives; the engine here, or the same one in a child process."""
+
+    info: EngineInfo
+
+    @property
+    def ready(self) -> bool:
+        """False while the model is loaded again after a crash."""
+        ...
+
+    async def step(self, batch: Batch) -> list[Outcome]:
+        """Raise EngineLost when it crashed and every cache is gone."""
+        ...
+
+    async def tokenize(self, text: str, *, parse_special: bool) -> TokenIds: ...
+
+    async def close(self) -> None: ...
+
+
+class Engine:
+    """Forward and judge, over one language model."""
+
+    def __init__(self, model: LanguageModel, *, max_rows: int, reproducible: bool = False) -> None:
+        self._model = model
+        # What each sequence has been fed: penalties look at the whole text so far.
+        self._history = np.zeros((model.num_sequences, model.context_length + max_rows), np.int32)
+        vocabulary = model.vocabulary
+        self.info = EngineInfo(
+            target=model.name,
+            fingerprint=vocabulary.fingerprint,
+            pieces=vocabulary.pieces,
+            offsets=np.asarray(vocabulary.offsets, np.int64).tobytes(),
+            end_ids=sorted(vocabulary.end_ids),
+            bos_id=vocabulary.bos_id,
+            chat_template=vocabulary.chat_template,
+            special_pieces=vocabulary.special_pieces,
+            num_sequences=model.num_sequences,
+            context_length=model.context_length,
+            max_rows=max_rows,
+            reproducible=reproducible,
+        )
+
+    def tokenize(self, text: str, parse_special: bool) -> TokenIds:
+        return self._model.tokenize(text, parse_special=parse_special)
+
+    def step(self, batch: Batch) -> list[Outcome]:
+        """Run the batch. Afterwards each sequence holds its committed tokens but the newest."""
+        for seq in batch.freed:
+            self._model.free(seq)
+        if not batch.works:
+            return []
+        logits = self._model.forward(self._rows(batch.works))
+        outcomes = []
+        row = 0
+        for work in batch.works:
+            if not work.samples:
+                outcomes.append(Outcome(0, 0))
+                continue
+            num_judged = work.num_draft + 1
+            outcomes.append(self._judge(work, logits[row : row + num_judged]))
+            row += num_judged
+        return outcomes
+
+    def _rows(self, works: list[Work]) -> Rows:
+        counts = np.array([work.num_rows for work in works])
+        starts = np.array([work.start for work in works])
+        first_row = np.cumsum(counts) - counts
+        num_rows = int(counts.sum())
+        token = np.frombuffer(b"".join(work.tokens for work in works), np.dtype("<i4"))
+        seq = np.repeat(np.array([work.seq for work in works], np.int32), counts)
+        position = (np.arange(num_rows) + np.repeat(starts - first_row, counts)).astype(np.int32)
+        judged = np.array([work.num_draft + 1 if work.samples else 0 for work in works])
+        from_end = np.repeat(first_row + counts, counts) - np.arange(num_rows)  # 1 = last row
+        self._history[seq, position] = token
+        return Rows(seq, position, token, wants_logits=from_end <= np.repeat(judged, counts))
+
+    def _judge(self, work: Work, logits: np.ndarray) -> Outcome:
+        kept = work.start + work.num_rows - work.num_draft
+        history = self._history[work.seq]
+        verdict = verify(
+            logits,
+            history[kept : kept + work.num_draft],
+            work.params,
+            work.rule,
+            work.seed,
+            Context(history[:kept], work.num_prompt),
+            [
+                Proposal(
+                    np.frombuffer(ids, np.dtype("<i4")),
+                    np.frombuffer(counts, np.dtype("<u2")).astype(np.uint32) + 1,
+                )
+                for ids, counts in work.proposals
+            ]
+            or None,
+        )
+        if verdict.num_accepted < work.num_draft:
+            self._model.truncate(work.seq, kept + verdict.num_accepted)
+        return Outcome(verdict.num_accepted, verdict.token)

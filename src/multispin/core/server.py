@@ -1,0 +1,286 @@
+"""The edge server without its network: sessions in, batches out, verdicts back.
+
+    observe (open, draft, close) → plan (next_batch) → verify (the engine) → commit (complete)
+
+Synchronous; the clock is passed in. A shell delivers the frames and runs the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from multispin.core.batch import BatchLimits, form_batch
+from multispin.core.engine import Batch, EngineInfo, Outcome
+from multispin.core.session import Session, SessionKey
+from multispin.errors import BadInput, MultispinError, PeerError
+from multispin.types import TokenIds
+from multispin.wire import frames
+from multispin.wire.frames import Close, Draft, Error, Open, Opened, Verdict
+
+MAX_CRASHES = 3  # a session that was in this many crashed batches is ended
+
+
+@dataclass(frozen=True)
+class ServerLimits:
+    max_draft_length: int = 32
+    max_waiting: int = 256  # sessions queued for a free sequence
+    batch: BatchLimits = field(default_factory=BatchLimits)
+
+
+class Outgoing(NamedTuple):
+    link: Hashable
+    frame: frames.FromServer
+
+
+@dataclass
+class Counters:
+    """Running totals, for metrics and the dashboard."""
+
+    num_batches: int = 0
+    num_rows: int = 0
+    num_drafts: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    num_committed_tokens: int = 0
+    num_stale_drafts: int = 0
+    num_errors: int = 0
+
+
+class ServerCore:
+    """All sessions of one engine."""
+
+    def __init__(self, info: EngineInfo, limits: ServerLimits, clock: Callable[[], float]) -> None:
+        self.info = info
+        self.limits = limits
+        self.counters = Counters()
+        self.vocabulary = info.vocabulary()
+        self.id_bits = frames.id_bits(self.vocabulary.size)
+        self._clock = clock
+        self._sessions: dict[SessionKey, Session] = {}
+        self._free_seqs = list(range(info.num_sequences - 1, -1, -1))
+        self._freed: list[int] = []
+        self._running: list[Session] = []
+
+    @property
+    def num_sessions(self) -> int:
+        return len(self._sessions)
+
+    # --- observe -------------------------------------------------------------------------------
+
+    def open(self, link: Hashable, message: Open, prompt: TokenIds) -> list[Outgoing]:
+        """Begin a session. ``prompt`` is the message's prompt in the target's token ids."""
+        key = SessionKey(link, message.session)
+        try:
+            self._check_open(key, message, prompt)
+        except MultispinError as error:
+            return [self._error(link, message.session, error)]
+        room = self.info.context_length - len(prompt)
+        now = self._clock()
+        session = Session(
+            key=key,
+            request=message,
+            tokens=prompt.tolist(),
+            max_tokens=min(message.max_tokens, room),
+            vocabulary=self.vocabulary,
+            opened_at=now,
+            waiting_since=now,
+        )
+        self._sessions[key] = session
+        packed = frames.pack_ids(prompt, self.id_bits)
+        return [Outgoing(link, Opened(message.session, packed, session.grant))]
+
+    def _check_open(self, key: SessionKey, message: Open, prompt: TokenIds) -> None:
+        if key in self._sessions:
+            raise PeerError(f"session = {key.session}: is open already", code="out_of_order")
+        message.params.validate()
+        if message.max_tokens < 1:
+            raise BadInput("max_tokens", message.max_tokens, "must be at least 1")
+        if not 0 <= message.seed < 2**63:
+            raise BadInput("seed", message.seed, "must be an integer from 0 to 2^63 - 1")
+        if not 0 <= message.draft_length <= self.limits.max_draft_length:
+            raise BadInput(
+                "draft_length",
+                message.draft_length,
+                f"this server allows 0 to {self.limits.max_draft_length}",
+                code="draft_too_long",
+            )
+        for token in message.params.logit_bias:
+            if not 0 <= token < self.vocabulary.size:
+                raise BadInput("logit_bias", token, "is no token id of the target")
+        if len(prompt) == 0:
+            raise BadInput("prompt", "''", "must not be empty")
+        if len(prompt) >= self.info.context_length:
+            raise BadInput(
+                "prompt",
+                f"{len(prompt)} tokens",
+                f"the context holds {self.info.context_length}, prompt and answer together: "
+                "shorten the prompt or serve with a larger --ctx-size",
+                code="context_overflow",
+            )
+        num_waiting = len(self._sessions) - self.info.num_sequences
+        if num_waiting >= self.limits.max_waiting:
+            raise PeerError(
+                f"{num_waiting} sessions are waiting already: try again later, or serve with a "
+                "larger --max-sessions",
+                code="overloaded",
+            )
+
+    def draft(self, link: Hashable, message: Draft) -> list[Outgoing]:
+        """Take a draft; a repeated one is answered with the recorded verdict at once."""
+        session = self._sessions.get(SessionKey(link, message.session))
+        if session is None or session.closed:
+            error = PeerError(f"session = {message.session}: is not open", code="unknown_session")
+            return [self._error(link, message.session, error)]
+        try:
+            repeated = session.check(message)
+            if repeated is not None:
+                return [Outgoing(link, repeated)]
+            ids = frames.unpack_ids(message.ids, self.id_bits, self.vocabulary.size)
+            if len(ids) > session.grant:
+                raise PeerError(
+                    f"draft = {len(ids)} tokens: the grant is {session.grant}",
+                    code="draft_too_long",
+                )
+            proposals = self._proposals(session, ids, message)
+        except PeerError as error:
+            if error.code == "stale":
+                self.counters.num_stale_drafts += 1
+                return []
+            self._end(session)
+            return [self._error(link, message.session, error)]
+        session.draft, session.proposals = ids, proposals
+        session.waiting_since = self._clock()
+        return []
+
+    def _proposals(
+        self, session: Session, ids: TokenIds, message: Draft
+    ) -> list[tuple[bytes, bytes]]:
+        """Unpacked ids and counts of each proposal, checked against the draft."""
+        if session.request.rule != "rejection" or session.request.params.temperature == 0:
+            return []
+        if len(message.proposals) != len(ids):
+            raise PeerError(
+                f"draft.proposals = {len(message.proposals)} for {len(ids)} tokens: the rule "
+                "'rejection' needs one for each",
+                code="bad_frame",
+            )
+        checked = []
+        for token, (packed, counts) in zip(ids, message.proposals, strict=True):
+            kept = frames.unpack_ids(packed, self.id_bits, self.vocabulary.size)
+            if len(counts) % 2 or not frames.is_proposal(kept, counts) or token not in kept:
+                raise PeerError(
+                    "draft.proposals: ids must be distinct and hold the drafted one, counts must "
+                    f"sum to {frames.PROPOSAL_TOTAL}",
+                    code="bad_frame",
+                )
+            checked.append((kept.astype("<i4").tobytes(), counts))
+        return checked
+
+    def close(self, link: Hashable, message: Close) -> list[Outgoing]:
+        session = self._sessions.get(SessionKey(link, message.session))
+        if session is not None:
+            self._end(session)
+        return []
+
+    def drop(self, link: Hashable) -> None:
+        """The link is gone, and with it its sessions."""
+        for key in [key for key in self._sessions if key.link == link]:
+            self._end(self._sessions[key])
+
+    # --- plan ----------------------------------------------------------------------------------
+
+    def next_batch(self) -> Batch | None:
+        """The next forward pass, or None when nothing is ready."""
+        assert not self._running, "one batch at a time"
+        for session in self._sessions.values():
+            if not self._free_seqs:
+                break
+            if session.seq is None:
+                session.seq = self._free_seqs.pop()
+        chosen = form_batch(
+            (s for s in self._sessions.values() if s.seq is not None), self.limits.batch
+        )
+        if not chosen:
+            return None
+        freed, self._freed = self._freed, []
+        self._running = [session for session, _ in chosen]
+        self._works = [work for _, work in chosen]
+        for session in self._running:
+            session.busy = True
+        return Batch(self._works, freed)
+
+    # --- commit --------------------------------------------------------------------------------
+
+    def complete(self, outcomes: Sequence[Outcome]) -> list[Outgoing]:
+        """Apply what the engine answered to the batch that is running."""
+        out: list[Outgoing] = []
+        now = self._clock()
+        running, self._running = self._running, []
+        self.counters.num_batches += 1
+        for session, work, outcome in zip(running, self._works, outcomes, strict=True):
+            session.busy = False
+            session.num_crashes = 0
+            self.counters.num_rows += work.num_rows
+            if session.closed:
+                self._release(session)
+                continue
+            if not work.samples:
+                session.num_cached = work.start + work.num_rows
+                continue
+            verdict = session.commit(outcome)
+            session.waiting_since = now
+            self._count(work.num_draft, verdict)
+            out.append(Outgoing(session.key.link, verdict))
+            if verdict.finish:
+                self._end(session)
+        return out
+
+    def engine_lost(self) -> list[Outgoing]:
+        """The engine died in the running batch, and every cache with it: feed all anew.
+
+        A session that was there at MAX_CRASHES crashes in a row is taken for their cause.
+        """
+        out = []
+        running, self._running = self._running, []
+        for session in running:
+            session.busy = False
+            session.num_crashes += 1
+        for session in list(self._sessions.values()):
+            session.num_cached = 0
+            if session.closed:
+                self._release(session)
+            elif session.num_crashes >= MAX_CRASHES:
+                error = MultispinError(
+                    f"the engine crashed {MAX_CRASHES} times on this session", code="engine_failed"
+                )
+                out.append(self._error(session.key.link, session.key.session, error))
+                self._end(session)
+        self._freed = []
+        return out
+
+    def _count(self, num_draft: int, verdict: Verdict) -> None:
+        counters = self.counters
+        counters.num_committed_tokens += verdict.num_committed
+        if num_draft:
+            counters.num_drafts += 1
+            counters.num_draft_tokens += num_draft
+            counters.num_accepted_tokens += verdict.num_accepted
+
+    def _end(self, session: Session) -> None:
+        session.closed = True
+        if not session.busy:
+            self._release(session)
+
+    def _release(self, session: Session) -> None:
+        del self._sessions[session.key]
+        if session.seq is not None:
+            self._free_seqs.append(session.seq)
+            self._freed.append(session.seq)
+
+    def _error(self, link: Hashable, session: int | None, error: MultispinError) -> Outgoing:
+        self.counters.num_errors += 1
+        return Outgoing(link, Error(session, error.code, str(error)))

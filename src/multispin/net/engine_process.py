@@ -1,0 +1,200 @@
+"""The engine in a supervised child process: if llama.cpp aborts, the server stays up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+
+import msgspec
+import numpy as np
+
+from multispin.core.engine import Batch, Engine, EngineInfo, Outcome
+from multispin.errors import BadInput, EngineFailed, EngineLost, MultispinError
+from multispin.net.engine_child import (
+    Failed,
+    Load,
+    Loaded,
+    Request,
+    Response,
+    Step,
+    Stepped,
+    Tokenized,
+    TokenizeText,
+)
+from multispin.net.loading import TargetOptions, load_target
+from multispin.types import TokenIds
+
+MAX_RESTARTS = 5  # in a row, without one batch that went well
+RESTART_DELAY_S = 0.2  # doubled at each restart in a row
+
+
+class LocalEngine:
+    """The engine in this process, for models that cannot crash it."""
+
+    ready = True
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.info = engine.info
+
+    async def step(self, batch: Batch) -> list[Outcome]:
+        return self._engine.step(batch)
+
+    async def tokenize(self, text: str, *, parse_special: bool) -> TokenIds:
+        return self._engine.tokenize(text, parse_special)
+
+    async def close(self) -> None: ...
+
+
+class EngineProcess:
+    """Requests go one at a time. A child that dies is replaced; the next step says so."""
+
+    info: EngineInfo
+
+    def __init__(self, options: TargetOptions) -> None:
+        self._options = options
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder: msgspec.msgpack.Decoder[Response] = msgspec.msgpack.Decoder(Response)
+        self._turn = asyncio.Lock()
+        self._up = asyncio.Event()  # set while requests make sense, and when all hope is lost
+        self._failure: EngineFailed | None = None
+        self._lost: str | None = None  # how the child died whose caches nobody has missed yet
+        self._num_restarts = 0
+
+    @property
+    def ready(self) -> bool:
+        return self._up.is_set() and self._failure is None
+
+    async def start(self) -> None:
+        """Start the child and load the model; what goes wrong there is raised here."""
+        await self._spawn()
+        self._watcher = asyncio.create_task(self._watch())
+
+    async def step(self, batch: Batch) -> list[Outcome]:
+        """Raise EngineLost when the caches are gone, EngineFailed when they will not come back."""
+        if self._lost is None:
+            try:
+                stepped = await self._request(Step(batch))
+            except EngineLost:
+                pass  # say so when the next child is up
+            else:
+                assert isinstance(stepped, Stepped)
+                self._num_restarts = 0
+                return stepped.outcomes
+        await self._until_up()
+        lost, self._lost = self._lost, None
+        raise EngineLost(f"{lost}; it has been restarted")
+
+    async def tokenize(self, text: str, *, parse_special: bool) -> TokenIds:
+        while True:
+            with contextlib.suppress(EngineLost):
+                tokenized = await self._request(TokenizeText(text, parse_special))
+                assert isinstance(tokenized, Tokenized)
+                return np.frombuffer(tokenized.ids, np.dtype("<i4"))
+
+    async def close(self) -> None:
+        """End the child and wait for it."""
+        if hasattr(self, "_watcher"):
+            self._watcher.cancel()
+        self._up.clear()
+        self._end_child()
+        await self._child.wait()
+
+    # --- the child -----------------------------------------------------------------------------
+
+    async def _spawn(self) -> None:
+        self._child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "multispin.net.engine_child",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            # Ctrl-C is for the server, which then ends the child in good order.
+            start_new_session=True,
+        )
+        try:
+            loaded = await self._exchange(Load(self._options))
+        except MultispinError as error:
+            self._end_child()
+            raise EngineFailed(str(error)) if isinstance(error, EngineLost) else error from None
+        assert isinstance(loaded, Loaded)
+        self.info = loaded.info
+        self._up.set()
+
+    def _end_child(self) -> None:
+        if self._child.returncode is None:
+            self._child.kill()
+
+    async def _watch(self) -> None:
+        """Replace the child whenever it dies, waiting longer each time in a row."""
+        while self._failure is None:
+            await self._child.wait()
+            self._up.clear()
+            self._lost = await self._epitaph()
+            self._num_restarts += 1
+            await asyncio.sleep(RESTART_DELAY_S * 2 ** (self._num_restarts - 1))
+            try:
+                await self._spawn()
+            except MultispinError as error:
+                if self._num_restarts >= MAX_RESTARTS:
+                    self._failure = EngineFailed(f"no restart of the engine succeeded: {error}")
+                    self._up.set()
+
+    async def _until_up(self) -> None:
+        await self._up.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _request(self, request: Request) -> Response:
+        async with self._turn:
+            await self._until_up()
+            try:
+                return await self._exchange(request)
+            except EngineLost:
+                self._up.clear()
+                raise
+
+    async def _exchange(self, request: Request) -> Response:
+        stdin, stdout = self._child.stdin, self._child.stdout
+        assert stdin is not None and stdout is not None
+        body = self._encoder.encode(request)
+        try:
+            stdin.write(len(body).to_bytes(4, "little") + body)
+            await stdin.drain()
+            head = await stdout.readexactly(4)
+            data = await stdout.readexactly(int.from_bytes(head, "little"))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            raise EngineLost(await self._epitaph()) from None
+        answer = self._decoder.decode(data)
+        if isinstance(answer, Failed):
+            if answer.bad_input:
+                raise BadInput(*answer.bad_input, code=answer.code)
+            raise EngineFailed(answer.message, code=answer.code)
+        return answer
+
+    async def _epitaph(self) -> str:
+        code = await self._child.wait()
+        if code >= 0:
+            return f"the engine's process ended with exit code {code}"
+        name = signal.Signals(-code).name
+        if name in ("SIGILL", "SIGSEGV", "SIGABRT", "SIGBUS"):
+            return (
+                f"the engine's process crashed ({name}) inside llama.cpp: if it does so at start, "
+                "this build does not fit the processor; `multispin doctor` says what to do"
+            )
+        return f"the engine's process was ended by {name}"
+
+
+async def start_engine(options: TargetOptions) -> LocalEngine | EngineProcess:
+    """The engine for a target, ready to step."""
+    if options.target == "ngram":
+        return LocalEngine(load_target(options))
+    engine = EngineProcess(options)
+    try:
+        await engine.start()
+    except BaseException:
+        await engine.close()
+        raise
+    return engine

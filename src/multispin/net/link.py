@@ -1,0 +1,148 @@
+"""A device's link to the server: hello, welcome, then frames sorted by session."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple, TypeVar
+
+from multispin.errors import PeerError
+from multispin.net.transport import Transport, TransportClosed
+from multispin.types import TokenIds
+from multispin.wire import frames
+from multispin.wire.frames import PROTOCOL_VERSION, Error, Frame, Hello, Tokenize, Tokens, Welcome
+
+F = TypeVar("F", bound=Frame)
+
+
+class Received(NamedTuple):
+    frame: frames.FromServer
+    num_bytes: int
+
+
+class Channel:
+    """The frames of one session (or of one question) on a link, and their bytes."""
+
+    def __init__(self, link: DeviceLink, number: int) -> None:
+        self.number = number
+        self.uplink_bytes = 0
+        self.downlink_bytes = 0
+        self._link = link
+        self._inbox: asyncio.Queue[Received] = asyncio.Queue()
+
+    async def send(self, frame: Frame) -> None:
+        self.uplink_bytes += await self._link.send(frame)
+
+    async def receive(self, kind: type[F]) -> F:
+        """The next frame, which must be a ``kind``; what the server refuses is raised."""
+        received = await self._inbox.get()
+        self.downlink_bytes += received.num_bytes
+        if isinstance(received.frame, Error):
+            raise _refusal(received.frame)
+        if not isinstance(received.frame, kind):
+            raise PeerError(
+                f"the server sent {type(received.frame).__name__.lower()} where "
+                f"{kind.__name__.lower()} was due",
+                code="out_of_order",
+            )
+        return received.frame
+
+    def deliver(self, received: Received) -> None:
+        self._inbox.put_nowait(received)
+
+
+class DeviceLink:
+    """One connection after hello and welcome, shared by any number of channels."""
+
+    def __init__(self, transport: Transport, welcome: Welcome) -> None:
+        self.welcome = welcome
+        self.id_bits = frames.id_bits(welcome.vocabulary_size)
+        self._transport = transport
+        self._channels: dict[int, Channel] = {}
+        self._next_number = 0
+        self._end: Error | None = None
+        self._reader = asyncio.create_task(self._read())
+
+    @classmethod
+    async def greet(cls, transport: Transport, drafter: str, fingerprint: str | None) -> DeviceLink:
+        """Say hello. Raise PeerError if the server declines."""
+        await transport.send(frames.encode(Hello(PROTOCOL_VERSION, drafter, fingerprint)))
+        try:
+            answer = frames.decode_from_server(await transport.receive())
+        except TransportClosed:
+            raise PeerError("the server closed the link at hello") from None
+        match answer:
+            case Welcome(version=version) if version != PROTOCOL_VERSION:
+                raise PeerError(
+                    f"welcome.version = {version}: this device speaks {PROTOCOL_VERSION}; "
+                    "install the same version of multispin on both sides",
+                    code="version_mismatch",
+                )
+            case Welcome():
+                return cls(transport, answer)
+            case Error():
+                raise _refusal(answer)
+            case _:
+                raise PeerError("the server's first message must be welcome", code="out_of_order")
+
+    @contextlib.contextmanager
+    def channel(self) -> Iterator[Channel]:
+        channel = Channel(self, self._next_number)
+        self._next_number += 1
+        self._channels[channel.number] = channel
+        if self._end is not None:
+            channel.deliver(Received(self._end, 0))
+        try:
+            yield channel
+        finally:
+            del self._channels[channel.number]
+
+    async def tokenize(self, text: str) -> TokenIds:
+        """The target's token ids of a text."""
+        with self.channel() as channel:
+            await channel.send(Tokenize(channel.number, text))
+            tokens = await channel.receive(Tokens)
+        return frames.unpack_ids(tokens.ids, self.id_bits, self.welcome.vocabulary_size)
+
+    async def send(self, frame: Frame) -> int:
+        """Send, and return the number of bytes of payload."""
+        data = frames.encode(frame)
+        with contextlib.suppress(TransportClosed):  # the reader tells every channel
+            await self._transport.send(data)
+        return len(data)
+
+    async def close(self) -> None:
+        self._reader.cancel()
+        await self._transport.close()
+
+    async def _read(self) -> None:
+        end = Error(None, "unreachable", "the server closed the link")
+        try:
+            while True:
+                data = await self._transport.receive()
+                frame = frames.decode_from_server(data)
+                match frame:
+                    case Error(session=None):
+                        end = frame
+                        break
+                    case Tokens(request=number) | frames.Opened(session=number):
+                        pass
+                    case frames.Verdict(session=number) | Error(session=number):
+                        pass
+                    case _:
+                        raise PeerError("a second welcome", code="out_of_order")
+                # A channel that is gone has closed its session; what still arrives is late.
+                if number in self._channels:
+                    self._channels[number].deliver(Received(frame, len(data)))
+        except TransportClosed:
+            pass
+        except PeerError as error:
+            end = Error(None, error.code, str(error))
+        self._end = end
+        for channel in self._channels.values():
+            channel.deliver(Received(end, 0))
+
+
+def _refusal(error: Error) -> PeerError:
+    return PeerError(error.message, code=error.code)

@@ -1,0 +1,64 @@
+"""The nouns that everything else shares. No logic beyond validation lives here."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypeAlias
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from multispin.errors import BadInput
+
+TokenIds: TypeAlias = npt.NDArray[np.int32]
+Logits: TypeAlias = npt.NDArray[np.float32]  # [rows, vocab] or [vocab]
+AcceptanceRule: TypeAlias = Literal["greedy", "coupled", "rejection"]
+FinishReason: TypeAlias = Literal["stop", "length"]
+
+
+class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the target's next token is chosen; identical with and without drafting.
+
+    Order: logit bias and penalties on the logits, division by temperature, then top-k, top-p and
+    min-p, each on the distribution that the one before left. Temperature 0 means argmax.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0  # 1: off
+    min_p: float = 0.0  # 0: off
+    repetition_penalty: float = 1.0  # over prompt and output
+    presence_penalty: float = 0.0  # over output
+    frequency_penalty: float = 0.0  # over output
+    logit_bias: dict[int, float] = {}
+
+    @property
+    def has_penalties(self) -> bool:
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )
+
+    def validate(self) -> None:
+        """Raise BadInput for the first field out of range."""
+        _check("temperature", self.temperature, 0.0, 100.0)
+        if self.top_k < 0:
+            raise BadInput("top_k", self.top_k, "must be 0 (off) or a positive number of tokens")
+        if not 0.0 < self.top_p <= 1.0:
+            raise BadInput("top_p", self.top_p, "must be above 0 and at most 1 (1: off)")
+        _check("min_p", self.min_p, 0.0, 1.0)
+        if not 0.0 < self.repetition_penalty <= 100.0:
+            raise BadInput(
+                "repetition_penalty", self.repetition_penalty, "must be above 0 (1: off)"
+            )
+        _check("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _check("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        for token, bias in self.logit_bias.items():
+            _check(f"logit_bias[{token}]", bias, -100.0, 100.0)
+
+
+def _check(field: str, value: float, low: float, high: float) -> None:
+    if not (math.isfinite(value) and low <= value <= high):
+        raise BadInput(field, value, f"must lie between {low:g} and {high:g}")

@@ -1,0 +1,229 @@
+"""The messages between device and server, and their bytes.
+
+One WebSocket binary message carries one frame: a MessagePack array whose first element is the
+frame's number. Token ids travel packed, ``id_bits`` bits each, least significant bit first.
+docs/protocol.md lists every frame with test vectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import TypeAlias, TypeVar
+
+import msgspec
+import numpy as np
+
+from multispin.errors import PeerError
+from multispin.types import AcceptanceRule, FinishReason, SamplingParams, TokenIds
+
+PROTOCOL_VERSION = 1
+MAX_FRAME_BYTES = 4 * 1024 * 1024
+PROPOSAL_TOTAL = 1 << 16  # the counts of a proposal sum to this
+
+
+class Hello(msgspec.Struct, array_like=True, frozen=True, tag=0):
+    """Device → server, first: who speaks. ``fingerprint`` is None when the drafter has no
+    vocabulary of its own (prompt lookup, none) and adopts the target's."""
+
+    version: int
+    drafter: str
+    fingerprint: str | None = None
+
+
+class Welcome(msgspec.Struct, array_like=True, frozen=True, tag=1):
+    """Server → device, answers hello."""
+
+    version: int
+    target: str
+    fingerprint: str
+    vocabulary_size: int
+    end_ids: list[int]
+    context_length: int
+    max_draft_length: int
+    reproducible: bool
+
+
+class ChatMessage(msgspec.Struct, frozen=True):
+    role: str
+    content: str
+
+
+class Open(msgspec.Struct, array_like=True, frozen=True, tag=2):
+    """Device → server: begin a session. ``session`` is chosen by the device, unique on its link.
+
+    The prompt is text, or chat messages to which the target's template is applied.
+    ``draft_length`` is the most that the device wants to draft; 0 leaves all to the server.
+    With ``wants_text`` every verdict carries the committed bytes too.
+    """
+
+    session: int
+    prompt: str | list[ChatMessage]
+    params: SamplingParams
+    rule: AcceptanceRule
+    seed: int
+    max_tokens: int
+    draft_length: int
+    stop: list[str] = []
+    wants_text: bool = False
+
+
+class Opened(msgspec.Struct, array_like=True, frozen=True, tag=3):
+    """Server → device: the session exists; these are its prompt's ids and its first grant."""
+
+    session: int
+    prompt_ids: bytes
+    draft_length: int
+
+
+class Draft(msgspec.Struct, array_like=True, frozen=True, tag=4):
+    """Device → server: tokens proposed for positions ``start``, ``start`` + 1, ….
+
+    ``digest`` is that of the first ``start`` tokens of the session. ``proposals`` go with the
+    rule 'rejection' only: for each token, packed ids and 16-bit counts less one.
+    """
+
+    session: int
+    epoch: int
+    start: int
+    digest: bytes
+    ids: bytes
+    proposals: list[tuple[bytes, bytes]] = []
+
+
+class Verdict(msgspec.Struct, array_like=True, frozen=True, tag=5):
+    """Server → device: of the draft at ``start``, ``num_accepted`` tokens were accepted, and
+    ``token`` comes after them: a correction or a bonus.
+
+    The first ``num_committed`` of these tokens are committed: all of them, unless ``finish`` says
+    that the text ended earlier. ``draft_length`` is the next grant: 0 means that the server goes
+    on alone.
+    """
+
+    session: int
+    epoch: int
+    start: int
+    num_accepted: int
+    num_committed: int
+    token: int
+    draft_length: int
+    finish: FinishReason | None = None
+    text: bytes = b""
+
+
+class Close(msgspec.Struct, array_like=True, frozen=True, tag=6):
+    """Device → server: the session is no longer wanted."""
+
+    session: int
+
+
+class Error(msgspec.Struct, array_like=True, frozen=True, tag=7):
+    """Either way: ``session`` ended, or with None the whole link."""
+
+    session: int | None
+    code: str
+    message: str
+
+
+class Tokenize(msgspec.Struct, array_like=True, frozen=True, tag=8):
+    """Device → server: the target's token ids of a text, for a drafter that adopts them."""
+
+    request: int
+    text: str
+
+
+class Tokens(msgspec.Struct, array_like=True, frozen=True, tag=9):
+    """Server → device, answers tokenize."""
+
+    request: int
+    ids: bytes
+
+
+FromDevice: TypeAlias = Hello | Open | Draft | Close | Error | Tokenize
+FromServer: TypeAlias = Welcome | Opened | Verdict | Error | Tokens
+Frame: TypeAlias = FromDevice | FromServer
+F = TypeVar("F")
+
+_encoder = msgspec.msgpack.Encoder()
+_from_device: msgspec.msgpack.Decoder[FromDevice] = msgspec.msgpack.Decoder(FromDevice)
+_from_server: msgspec.msgpack.Decoder[FromServer] = msgspec.msgpack.Decoder(FromServer)
+
+
+def encode(frame: Frame) -> bytes:
+    return _encoder.encode(frame)
+
+
+def decode_from_device(data: bytes) -> FromDevice:
+    """Raise PeerError (code bad_frame) unless the bytes are exactly one frame of a device."""
+    return _decode(_from_device, data)
+
+
+def decode_from_server(data: bytes) -> FromServer:
+    """Raise PeerError (code bad_frame) unless the bytes are exactly one frame of a server."""
+    return _decode(_from_server, data)
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[F], data: bytes) -> F:
+    if len(data) > MAX_FRAME_BYTES:
+        raise PeerError(f"a frame of {len(data)} bytes is too large", code="bad_frame")
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise PeerError(f"not a frame of this protocol: {error}", code="bad_frame") from error
+
+
+# --- token ids ---------------------------------------------------------------------------------
+
+
+def id_bits(vocabulary_size: int) -> int:
+    """Bits of one packed id; at least 8, so that the number of ids follows from the bytes."""
+    return max(8, (vocabulary_size - 1).bit_length())
+
+
+def pack_ids(ids: Iterable[int] | TokenIds, bits: int) -> bytes:
+    """Concatenate ``bits``-bit integers, least significant bit first, zero-padded to bytes."""
+    array = np.fromiter(ids, np.uint32) if not isinstance(ids, np.ndarray) else ids
+    columns = (array[:, None] >> np.arange(bits, dtype=np.uint32)) & 1
+    return np.packbits(columns.astype(np.uint8), bitorder="little").tobytes()
+
+
+def unpack_ids(data: bytes, bits: int, vocabulary_size: int) -> TokenIds:
+    """Inverse of pack_ids; raise PeerError (bad_frame) for an id outside the vocabulary."""
+    num_ids = len(data) * 8 // bits
+    if num_ids == 0:
+        return np.empty(0, np.int32)
+    flat = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little", count=num_ids * bits)
+    weights = 1 << np.arange(bits, dtype=np.int64)
+    ids = flat.reshape(num_ids, bits) @ weights
+    if int(ids.max()) >= vocabulary_size:
+        raise PeerError(
+            f"token id {int(ids.max())} is outside the vocabulary of {vocabulary_size}",
+            code="bad_frame",
+        )
+    return ids.astype(np.int32)
+
+
+def is_proposal(ids: TokenIds, counts: bytes) -> bool:
+    """Whether ids are distinct and as many as the counts (uint16, less one), which sum right."""
+    values = np.frombuffer(counts, "<u2").astype(np.int64) + 1
+    return (
+        len(values) == len(ids) == len(np.unique(ids)) and int(values.sum()) == PROPOSAL_TOTAL
+    )
+
+
+class PrefixDigest:
+    """Digest of the committed prefix: BLAKE2b-64 over its ids as little-endian 32-bit integers.
+
+    Incremental, so that a session pays for each token once.
+    """
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=8)
+
+    def update(self, ids: Iterable[int]) -> None:
+        self._hash.update(np.fromiter(ids, dtype="<i4").tobytes())
+
+    def digest(self) -> bytes:
+        return self._hash.digest()
+
+
