@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from multispin import cli_models as models
+from multispin.cli import models
 from multispin.cli.complete import complete
 from multispin.cli.demo import demo
 from multispin.cli.device import device

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from multispin.core.batch import BatchLimits, form_batch
-from multispin.core.engine import Batch, EngineInfo, Outcome
+from multispin.core.engine import Batch, EngineInfo, Outcome, Work
 from multispin.core.session import Session, SessionKey
 from multispin.errors import BadInput, MultispinError, PeerError
 from multispin.types import TokenIds
@@ -64,6 +64,7 @@ class ServerCore:
         self._free_seqs = list(range(info.num_sequences - 1, -1, -1))
         self._freed: list[int] = []
         self._running: list[Session] = []
+        self._works: list[Work] = []
 
     @property
     def num_sessions(self) -> int:
@@ -201,9 +202,7 @@ class ServerCore:
                 break
             if session.seq is None:
                 session.seq = self._free_seqs.pop()
-        chosen = form_batch(
-            (s for s in self._sessions.values() if s.seq is not None), self.limits.batch
-        )
+        chosen = self._choose([s for s in self._sessions.values() if s.seq is not None])
         if not chosen:
             return None
         freed, self._freed = self._freed, []
@@ -212,6 +211,14 @@ class ServerCore:
         for session in self._running:
             session.busy = True
         return Batch(self._works, freed)
+
+    def _choose(self, sessions: list[Session]) -> list[tuple[Session, Work]]:
+        """Sessions that were in a crash go alone, until a pass with them has gone well."""
+        suspects = [session for session in sessions if session.num_crashes]
+        for suspect in sorted(suspects, key=lambda s: s.num_crashes):
+            if chosen := form_batch([suspect], self.limits.batch):
+                return chosen
+        return form_batch([s for s in sessions if not s.num_crashes], self.limits.batch)
 
     # --- commit --------------------------------------------------------------------------------
 

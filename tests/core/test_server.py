@@ -1,0 +1,335 @@
+import random
+
+import msgspec
+import numpy as np
+import pytest
+
+from multispin.acceptance import Context, choose
+from multispin.core.batch import BatchLimits
+from multispin.core.device import DeviceSession
+from multispin.lm.base import Rows
+from multispin.lm.ngram import NgramModel
+from multispin.types import SamplingParams
+from multispin.wire import frames
+from multispin.wire.frames import Error, Opened
+from tests.core.harness import (
+    PROMPT,
+    Writer,
+    new_drafter,
+    new_engine,
+    new_server,
+    request,
+    run,
+    write,
+)
+
+GREEDY = {"rule": "greedy", "temperature": 0.0}
+
+
+def alone(message: frames.Open) -> list[int]:
+    """The target by itself, one token at a time, without any of core/."""
+    model = NgramModel.from_text(num_sequences=1)
+    tokens = model.tokenize(message.prompt).tolist()
+    num_prompt = len(tokens)
+    for position, token in enumerate(tokens):
+        row = np.array([position], np.int32)
+        rows = Rows(row * 0, row, np.array([token], np.int32), np.array([True]))
+        logits = model.forward(rows)[0]
+    while len(tokens) < num_prompt + message.max_tokens:
+        context = Context(np.array(tokens, np.int32), num_prompt)
+        token = choose(logits, message.params, message.rule, message.seed, context)
+        if token in model.vocabulary.end_ids:
+            break
+        tokens.append(token)
+        row = np.array([len(tokens) - 1], np.int32)
+        rows = Rows(row * 0, row, np.array([token], np.int32), np.array([True]))
+        logits = model.forward(rows)[0]
+    return tokens[num_prompt:]
+
+
+@pytest.mark.parametrize("draft_length", [1, 4, 8, 32])
+@pytest.mark.parametrize("kind", ["none", "lookup", "weaker", "same"])
+@pytest.mark.parametrize(
+    "params",
+    [
+        GREEDY,
+        {"temperature": 0.8},
+        {"temperature": 1.0, "top_p": 0.9, "top_k": 12},
+        {"temperature": 0.7, "repetition_penalty": 1.3, "presence_penalty": 0.5, "logit_bias": {32: 1.0}},
+    ],
+)
+def test_the_text_is_the_targets_own(kind: str, draft_length: int, params: dict) -> None:
+    message = request(draft_length=draft_length, max_tokens=80, **params)
+    writer = write(message, kind)
+    assert writer.session.committed == alone(message)
+    assert writer.text == bytes(t for t in writer.session.committed).decode(errors="replace")
+
+
+def test_the_text_does_not_depend_on_neighbours_or_arrival() -> None:
+    kinds = ["none", "lookup", "weaker", "same", "weaker", "none", "lookup"]
+    messages = [
+        request(i, PROMPT * (1 + i % 3), seed=i % 3, draft_length=1 + i, max_tokens=60)
+        for i in range(len(kinds))
+    ]
+    for seed in range(5):
+        harness = new_server(new_engine(num_sequences=3))  # four sessions have to wait
+        writers = [
+            Writer(harness, message, new_drafter(kind), f"link {i % 2}")
+            for i, (message, kind) in enumerate(zip(messages, kinds, strict=True))
+        ]
+        run(harness, writers, random.Random(seed))
+        for writer, message in zip(writers, messages, strict=True):
+            assert writer.session.committed == alone(message)
+        assert harness.core.num_sessions == 0
+
+
+def test_prefill_chunks_do_not_matter_and_keep_others_moving() -> None:
+    long_prompt = request(1, PROMPT * 10, max_tokens=20)
+    harness = new_server(batch=BatchLimits(max_rows=16, prefill_rows=4))
+    first = Writer(harness, request(0, max_tokens=100), new_drafter("none"), "a")
+    while not first.session.committed:
+        for _, frame in harness.step() or []:
+            first.take(frame)
+    second = Writer(harness, long_prompt, new_drafter("none"), "b")
+    before = len(first.session.committed)
+    steps = 0
+    while not second.session.committed:
+        for link, frame in harness.step() or []:
+            (first if link == "a" else second).take(frame)
+        steps += 1
+    # 320 tokens of prompt in chunks of 4: the other session got a token in every pass.
+    assert steps >= len(PROMPT) * 10 // 4
+    assert len(first.session.committed) - before == steps
+    run(harness, [first, second])
+    assert second.session.committed == alone(long_prompt)
+
+
+def test_the_engine_may_die_at_any_moment() -> None:
+    message = request(max_tokens=60)
+    harness = new_server()
+    writer = Writer(harness, message, new_drafter("weaker"), "link")
+    for step in range(1000):
+        if writer.session.finish:
+            break
+        writer.act()
+        batch = harness.core.next_batch()
+        assert batch is not None
+        if step % 8 > 5:  # it lives long enough between two deaths to read all anew
+            harness.engine = new_engine()
+            assert harness.core.engine_lost() == []
+            continue
+        for _, frame in harness.core.complete(harness.engine.step(batch)):
+            writer.take(frame)
+    assert writer.session.committed == alone(message)
+
+
+def test_a_session_that_always_crashes_the_engine_is_ended_alone() -> None:
+    harness = new_server()
+    poison = Writer(harness, request(0), new_drafter("none"), "a")
+    good = Writer(harness, request(1), new_drafter("weaker"), "b")
+    errors = []
+    while good.session.finish is None:
+        good.act()
+        batch = harness.core.next_batch()
+        assert batch is not None
+        if any(work.seq == 0 for work in batch.works):
+            harness.engine = new_engine()
+            errors += harness.core.engine_lost()
+            continue
+        for link, frame in harness.core.complete(harness.engine.step(batch)):
+            assert link == "b"
+            good.take(frame)
+    assert [(link, frame.code) for link, frame in errors] == [("a", "engine_failed")]
+    assert poison.session.committed == []
+    assert good.session.committed == alone(request(1))
+
+
+def test_max_tokens_and_stop_sequences_end_the_text() -> None:
+    whole = write(request(max_tokens=80, **GREEDY), "none")
+    for kind in ("none", "weaker", "same"):
+        for max_tokens in (1, 2, 5, 80):
+            writer = write(request(max_tokens=max_tokens, draft_length=8, **GREEDY), kind)
+            assert writer.session.committed == whole.session.committed[:max_tokens]
+            assert writer.session.finish == "length"
+        stop = whole.text[10:14]
+        writer = write(request(max_tokens=80, stop=(stop,), **GREEDY), kind)
+        assert writer.text == whole.text[: whole.text.index(stop)]
+        assert writer.session.finish == "stop"
+
+
+def test_the_end_of_text_token_ends_it_and_is_not_committed() -> None:
+    end = min(NgramModel.from_text().vocabulary.end_ids)
+    for kind in ("none", "weaker", "same"):
+        writer = write(request(logit_bias={end: 6.0}, max_tokens=200, temperature=1.0), kind)
+        assert writer.session.finish == "stop"
+        assert end not in writer.session.committed
+        assert writer.session.committed == alone(
+            request(logit_bias={end: 6.0}, max_tokens=200, temperature=1.0)
+        )
+
+
+def test_the_context_ends_the_text() -> None:
+    engine = new_engine(context_length=64)
+    writer = write(request(max_tokens=500), "weaker", engine=engine)
+    assert writer.session.finish == "length"
+    assert len(writer.session.committed) == 64 - len(PROMPT)
+
+
+def test_counters_say_what_happened() -> None:
+    writer = write(request(max_tokens=40, draft_length=4), "weaker")
+    stats = writer.session.stats
+    report = stats.report()
+    assert stats.num_committed_tokens == 40
+    assert stats.num_verifications == stats.num_drafts + (40 - stats.num_accepted_tokens - stats.num_drafts)
+    assert report["mean_acceptance_length"] == 40 / stats.num_verifications
+    by_position = report["acceptance_by_position"]
+    assert len(by_position) == 4
+    assert all(a >= b for a, b in zip(stats.accepted_at, stats.accepted_at[1:], strict=False))
+    assert sum(stats.accepted_at) == stats.num_accepted_tokens
+    assert sum(stats.drafted_at) == stats.num_draft_tokens
+    assert write(request(), "none").session.stats.report()["mean_acceptance_length"] == 1.0
+
+
+# --- what a peer may do wrong -----------------------------------------------------------------
+
+
+def opened_session(harness, **fields):  # type: ignore[no-untyped-def]
+    message = request(**fields)
+    [(_, opened)] = harness.open(message)
+    assert isinstance(opened, Opened)
+    return DeviceSession(message, opened, new_drafter("weaker"), 0, harness.core.vocabulary.size)
+
+
+def settle(harness) -> list:  # type: ignore[no-untyped-def]
+    """Run until nothing is ready."""
+    out = []
+    while (sent := harness.step()) is not None:
+        out += sent
+    return out
+
+
+def test_a_repeated_draft_gets_the_recorded_verdict() -> None:
+    harness = new_server()
+    session = opened_session(harness)
+    settle(harness)
+    draft, _ = session.make_draft()
+    assert harness.draft(draft) == []
+    # Repeated before the verdict: not due, so it is out of order only if it differs.
+    [first] = settle(harness)
+    assert harness.draft(draft) == [first]
+    assert settle(harness) == []
+    assert session.apply(first.frame) is not None
+    assert session.apply(first.frame) is None
+    draft, _ = session.make_draft()
+    assert harness.draft(draft) == []
+    [second] = settle(harness)
+    assert second.frame.start == first.frame.start + first.frame.num_committed
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"epoch": 1}, "out_of_order"),
+        ({"start": 99}, "out_of_order"),
+        ({"start": 0}, "out_of_order"),
+        ({"digest": b"x" * 8}, "digest_mismatch"),
+        ({"ids": frames.pack_ids([300] * 2, 9)}, "bad_frame"),
+        ({"ids": frames.pack_ids([1] * 9, 9)}, "draft_too_long"),
+        ({"session": 5}, "unknown_session"),
+    ],
+)
+def test_a_wrong_draft_ends_its_session_only(change: dict, code: str) -> None:
+    harness = new_server()
+    session = opened_session(harness)
+    bystander = Writer(harness, request(1), new_drafter("weaker"), "other")
+    settle(harness)
+    draft, _ = session.make_draft()
+    [(link, error)] = harness.draft(msgspec.structs.replace(draft, **change))
+    assert link == "link"
+    assert isinstance(error, Error)
+    assert error.code == code
+    run(harness, [bystander])
+    assert bystander.session.committed == alone(request(1))
+    if code != "unknown_session":
+        [(_, error)] = harness.draft(draft)
+        assert error.code == "unknown_session"
+
+
+def test_a_stale_draft_is_ignored() -> None:
+    harness = new_server()
+    session = opened_session(harness)
+    settle(harness)
+    old, _ = session.make_draft()
+    while session.stats.num_accepted_tokens == session.stats.num_draft_tokens:
+        draft = old if session.stats.num_drafts == 0 else session.make_draft()[0]
+        assert harness.draft(draft) == []
+        [(_, verdict)] = settle(harness)
+        session.apply(verdict)
+    draft, _ = session.make_draft()
+    harness.draft(draft)
+    [(_, verdict)] = settle(harness)
+    session.apply(verdict)
+    assert harness.draft(old) == []
+    assert harness.core.counters.num_stale_drafts == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "named"),
+    [
+        ({"temperature": -1.0}, "bad_input", "temperature"),
+        ({"temperature": float("nan")}, "bad_input", "temperature"),
+        ({"top_p": 0.0}, "bad_input", "top_p"),
+        ({"max_tokens": 0}, "bad_input", "max_tokens"),
+        ({"seed": -1}, "bad_input", "seed"),
+        ({"draft_length": 33}, "draft_too_long", "draft_length"),
+        ({"draft_length": -1}, "draft_too_long", "draft_length"),
+        ({"logit_bias": {100_000: 1.0}}, "bad_input", "logit_bias"),
+        ({"prompt": "x" * 512}, "context_overflow", "prompt"),
+        ({"prompt": ""}, "bad_input", "prompt"),
+    ],
+)
+def test_a_wrong_open_is_refused_by_name(fields: dict, code: str, named: str) -> None:
+    harness = new_server()
+    [(_, error)] = harness.open(request(**fields))
+    assert isinstance(error, Error)
+    assert error.code == code
+    assert named in error.message
+    assert harness.core.num_sessions == 0
+
+
+def test_an_open_session_cannot_be_opened_again_and_closing_frees_it() -> None:
+    harness = new_server(new_engine(num_sequences=1), max_waiting=1)
+    opened_session(harness)
+    [(_, error)] = harness.open(request())
+    assert error.code == "out_of_order"
+    assert isinstance(harness.open(request(1))[0].frame, Opened)
+    [(_, error)] = harness.open(request(2))
+    assert error.code == "overloaded"
+    batch = harness.core.next_batch()
+    assert batch is not None
+    harness.core.drop("link")  # in the middle of a batch
+    assert harness.core.complete(harness.engine.step(batch)) == []
+    assert harness.core.num_sessions == 0
+    writer = Writer(harness, request(), new_drafter("weaker"), "new")
+    run(harness, [writer])
+    assert writer.session.committed == alone(request())
+
+
+def test_rejection_sends_what_it_drew_from() -> None:
+    harness = new_server()
+    session = opened_session(harness, rule="rejection", temperature=1.0)
+    settle(harness)
+    draft, num_tokens = session.make_draft()
+    assert len(draft.proposals) == num_tokens == 4
+    broken = msgspec.structs.replace(draft, proposals=draft.proposals[:1])
+    [(_, error)] = harness.draft(broken)
+    assert error.code == "bad_frame"
+    for kind in ("weaker", "same", "lookup", "none"):
+        writer = write(request(rule="rejection", temperature=1.0, max_tokens=120), kind)
+        assert len(writer.session.committed) == 120
+        if kind == "same":  # p = q up to the quantisation of q
+            assert writer.session.stats.num_accepted_tokens > 60
+
+
+def test_sampling_parameters_have_one_default() -> None:
+    assert SamplingParams() == request(temperature=0.0).params

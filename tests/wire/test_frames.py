@@ -1,0 +1,130 @@
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multispin.errors import PeerError
+from multispin.types import SamplingParams
+from multispin.wire import frames
+from multispin.wire.frames import Draft, Hello, Open, PrefixDigest, Verdict, Welcome
+
+DOCS = Path(__file__).parents[2] / "docs" / "protocol.md"
+
+
+@given(st.integers(2, 300_000), st.data())
+def test_packed_ids_come_back(size: int, data: st.DataObject) -> None:
+    ids = data.draw(st.lists(st.integers(0, size - 1), max_size=40))
+    bits = frames.id_bits(size)
+    packed = frames.pack_ids(np.array(ids, np.int32), bits)
+    assert frames.pack_ids(ids, bits) == packed
+    assert len(packed) == -(-len(ids) * bits // 8)
+    assert frames.unpack_ids(packed, bits, size).tolist() == ids
+
+
+def test_an_id_outside_the_vocabulary_is_refused() -> None:
+    packed = frames.pack_ids([5, 151_936], 18)
+    with pytest.raises(PeerError, match="151936") as caught:
+        frames.unpack_ids(packed, 18, 151_936)
+    assert caught.value.code == "bad_frame"
+
+
+def test_a_coupled_draft_of_eight_tokens_is_at_most_48_bytes() -> None:
+    digest = PrefixDigest()
+    digest.update(range(30_000))
+    ids = frames.pack_ids([151_000 + i for i in range(8)], frames.id_bits(151_936))
+    frame = Draft(session=60_000, epoch=60_000, start=30_000, digest=digest.digest(), ids=ids)
+    assert len(digest.digest()) == 8
+    assert len(ids) == 18
+    assert len(frames.encode(frame)) <= 48
+
+
+def test_the_digest_depends_on_every_token_and_not_on_the_portions() -> None:
+    whole, parts, other = PrefixDigest(), PrefixDigest(), PrefixDigest()
+    whole.update([1, 2, 3])
+    parts.update([1])
+    parts.update(np.array([2, 3], np.int32))
+    other.update([1, 3, 2])
+    assert whole.digest() == parts.digest() != other.digest()
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        Hello(1, "lookup"),
+        Open(1, "text", SamplingParams(logit_bias={3: 1.0}), "coupled", 7, 16, 4, ["\n"], True),
+        Open(2, [frames.ChatMessage("user", "hi")], SamplingParams(), "greedy", 7, 16, 4),
+        Draft(1, 0, 9, b"8" * 8, b"abc", [(b"ab", b"cd")]),
+    ],
+)
+def test_device_frames_come_back(frame: frames.FromDevice) -> None:
+    assert frames.decode_from_device(frames.encode(frame)) == frame
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        Welcome(1, "t", "f", 100, [0], 64, 8, False),
+        Verdict(1, 0, 9, 2, 3, 77, 4),
+        Verdict(1, 0, 9, 2, 3, 77, 4, "stop", b"\xff"),
+        frames.Error(None, "bad_frame", "no"),
+    ],
+)
+def test_server_frames_come_back(frame: frames.FromServer) -> None:
+    assert frames.decode_from_server(frames.encode(frame)) == frame
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_frame_or_a_clear_refusal(data: bytes) -> None:
+    try:
+        frame = frames.decode_from_device(data)
+    except PeerError as error:
+        assert error.code == "bad_frame"
+    else:
+        assert frames.decode_from_device(frames.encode(frame)) == frame
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        frames.encode(Verdict(1, 0, 9, 2, 3, 77, 4)),  # a server's frame
+        frames.encode(Hello(1, "x")) + b"\x00",
+        b"\x91" * 5000,
+        b"x" * (frames.MAX_FRAME_BYTES + 1),
+        b"",
+    ],
+)
+def test_wrong_frames_are_refused(data: bytes) -> None:
+    with pytest.raises(PeerError):
+        frames.decode_from_device(data)
+
+
+def test_the_vectors_of_the_documentation_hold() -> None:
+    vectors = re.findall(r"^    (\w+): ([0-9a-f ]+)$", DOCS.read_text(), re.MULTILINE)
+    assert len(vectors) >= 10
+    for name, hexes in vectors:
+        data = bytes.fromhex(hexes)
+        kind = getattr(frames, name)
+        from_device = kind in frames.FromDevice.__args__
+        decode = frames.decode_from_device if from_device else frames.decode_from_server
+        frame = decode(data)
+        assert isinstance(frame, kind)
+        assert frames.encode(frame) == data
+
+
+@pytest.mark.parametrize(
+    ("counts", "ids", "good"),
+    [
+        ([65_536], [4], True),
+        ([65_000, 536], [4, 9], True),
+        ([65_000, 535], [4, 9], False),
+        ([65_000, 536], [4, 4], False),
+        ([65_536], [4, 9], False),
+        ([], [], False),
+    ],
+)
+def test_proposals_are_checked(counts: list[int], ids: list[int], good: bool) -> None:
+    data = (np.array(counts, np.int64) - 1).astype("<u2").tobytes()
+    assert frames.is_proposal(np.array(ids, np.int32), data) == good
