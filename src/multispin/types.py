@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
 from multispin.errors import BadInput
 
-TokenIds: TypeAlias = npt.NDArray[np.int32]
-Logits: TypeAlias = npt.NDArray[np.float32]  # [rows, vocab] or [vocab]
+if TYPE_CHECKING:  # NumPy takes longer to import than a command to say --help
+    import numpy as np
+    import numpy.typing as npt
+
+TokenIds: TypeAlias = "npt.NDArray[np.int32]"
+Logits: TypeAlias = "npt.NDArray[np.float32]"  # [rows, vocab] or [vocab]
 AcceptanceRule: TypeAlias = Literal["greedy", "coupled", "rejection"]
 FinishReason: TypeAlias = Literal["stop", "length"]
 

@@ -1,0 +1,80 @@
+"""Given the draft lengths, the bandwidth: everybody arrives at one deadline, as early as possible.
+
+For lengths L and a common draft-and-upload deadline phi, device k needs the bandwidth
+
+    b_k(L_k, phi) = R_k^{-1}( (Q_k L_k + H_k [L_k>0]) / (phi - L_k s_k) ).
+
+Their sum S(phi) falls with phi, so the least deadline is the root of S(phi) = B. Exact for given
+lengths: at the optimum nobody has bandwidth to spare, or moving it to the last would help.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from multispin.control.problem import Floats, Lengths, Plan, Problem, evaluate
+
+AnyLengths = npt.NDArray[np.int64] | Floats
+
+
+def bandwidth_needed(problem: Problem, lengths: AnyLengths, deadline_s: Floats) -> Floats:
+    """b_k(L_k, phi) in hertz: lengths [..., K], deadline [..., 1] -> [..., K]; inf: too late."""
+    bits = problem.draft_bits(lengths)
+    left = deadline_s - lengths * problem.draft_s_per_token
+    return problem.uplink.bandwidth(_rate_needed(bits, left))
+
+
+def least_deadline(problem: Problem, lengths: AnyLengths) -> Floats:
+    """phi [...] with sum_k b_k(L_k, phi) = B for lengths [..., K]; 0 where nobody drafts.
+
+    Newton on 1/S - 1/B. 1/S is concave and increasing in phi (each 1/b_k is, and the harmonic mean
+    keeps it so), hence from the second step on all lie left of the root and converge quadratically.
+    Two bounds keep the first step in the domain: no draft arrives before it would with the whole
+    band; and at constant efficiency, by Jensen, S >= W/(phi - d) with W = sum bits/r and d the mean
+    of L s with those weights, which is where the iteration starts.
+    """
+    bits = problem.draft_bits(lengths)
+    draft = lengths * problem.draft_s_per_token
+    # two roundings up: an upload too short to move the sum must still have time left
+    soonest = (draft + bits / problem.alone_rate).max(axis=-1, keepdims=True) * (1 + 4e-16)
+    share = np.full(problem.num_devices, problem.bandwidth_hz / problem.num_devices)
+    weight = bits * (share / problem.uplink.rate(share))
+    total = weight.sum(axis=-1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        start = (weight * draft).sum(axis=-1, keepdims=True) / total + total / problem.bandwidth_hz
+        deadline = np.fmax(soonest, start)
+        for _ in range(60):
+            per_s = 1.0 / np.maximum(deadline - draft, 1e-290)
+            rate = bits * per_s
+            need, slope, _ = problem.uplink.bandwidth_derivatives(rate)
+            total = need.sum(axis=-1, keepdims=True)
+            fall = (slope * rate * per_s).sum(axis=-1, keepdims=True)  # -dS/dphi
+            step = total * (total / problem.bandwidth_hz - 1.0) / fall
+            step = np.where(np.isfinite(step), step, 0.0)
+            later = np.maximum(deadline + step, soonest)
+            # quadratic: a mismatch of 1e-8 before the step is below rounding after it
+            is_done = (np.abs(total / problem.bandwidth_hz - 1.0) < 1e-8) | (later == deadline)
+            deadline = later
+            if is_done.all():
+                break
+    return np.asarray(deadline[..., 0])
+
+
+def bandwidth_for(problem: Problem, lengths: Lengths) -> Plan:
+    """The best plan with exactly these lengths [K]: the least deadline and the shares it needs."""
+    deadline = least_deadline(problem, lengths)
+    need = bandwidth_needed(problem, lengths, deadline[..., None])
+    # at the first deadline that rounding allows the last bit of a share may be missing
+    need = np.where(np.isfinite(need), need, problem.bandwidth_hz)
+    total = float(need.sum())
+    if total > problem.bandwidth_hz:
+        need = need * (problem.bandwidth_hz / total)
+    return evaluate(problem, lengths, need)
+
+
+def _rate_needed(bits: Floats, left_s: Floats) -> Floats:
+    """bits / time left: 0 for no bits (if not already late), infinite when no time is left."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        rate = np.where(left_s > 0, bits / left_s, np.where((left_s == 0) & (bits == 0), 0, np.inf))
+    return np.asarray(rate, dtype=np.float64)

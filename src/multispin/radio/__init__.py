@@ -1,0 +1,1 @@
+"""Signal to rate: units, channels. Pure functions over arrays of devices; no I/O."""
