@@ -117,7 +117,7 @@ def share_bandwidth(
         if step > 0:
             is_bracketed = np.isfinite(x_low) & np.isfinite(x_high)
             share = np.clip(y_low / (y_low - y_high), 0.1, 0.9)
-            onward = x + np.sign(y) * np.clip(1.5 * np.abs(y), 0.1, 8.0)
+            onward = x + np.sign(y) * np.minimum(1.5 * np.abs(y), 8.0)
             between = np.where(is_bracketed, x_low, 0.0) * (1.0 - share)
             between += np.where(is_bracketed, x_high, 0.0) * share
             x = np.clip(np.where(is_bracketed, between, onward), -600.0, 600.0)

@@ -109,8 +109,8 @@ class Relaxation:
         problem, a = self.problem, self._decay
         s = problem.draft_s_per_token
         proportional = problem.objective.kind == "proportional"
-        low = np.full(longest.shape, float(problem.min_draft_length))
-        high = np.maximum(longest, low)
+        least = float(problem.min_draft_length)
+        low, high = np.full(longest.shape, least), longest
         lengths = 0.5 * (low + high) if near is None else np.clip(near, low, high)
         weight = problem.bits_per_token * deadline_s + s * problem.bits_per_draft  # Q phi + s H
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -131,7 +131,9 @@ class Relaxation:
                 is_low = f > 0
                 low = np.where(is_low, lengths, low)
                 high = np.where(is_low, high, lengths)
-                step = lengths - f / f_slope
-                inside = (step >= low) & (step <= high)
-                lengths = np.where(inside, step, 0.5 * (low + high))
+                step = np.clip(lengths - f / f_slope, low, high)
+                # past a limit: try the limit itself; past a point already tried, or NaN: bisect
+                is_tried = (step == low) & (low > least) | (step == high) & (high < longest)
+                is_lost = (is_tried & (step != lengths)) | np.isnan(step)
+                lengths = np.where(is_lost, 0.5 * (low + high), step)
         return lengths

@@ -6,6 +6,8 @@ with a few integers. Logits never leave it, so it can live in a process of its o
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
@@ -61,6 +63,13 @@ class Outcome(msgspec.Struct, array_like=True, frozen=True):
     token: int
 
 
+class StepResult(msgspec.Struct, array_like=True, frozen=True):
+    """One outcome for each work, and the time that the forward pass took."""
+
+    outcomes: list[Outcome]
+    forward_s: float
+
+
 class EngineInfo(msgspec.Struct, frozen=True):
     """What the server needs to know of the model without having it in its own process."""
 
@@ -99,7 +108,7 @@ class StepEngine(Protocol):
         """False while the model is loaded again after a crash."""
         ...
 
-    async def step(self, batch: Batch) -> list[Outcome]:
+    async def step(self, batch: Batch) -> StepResult:
         """Raise EngineLost when it crashed and every cache is gone."""
         ...
 
@@ -111,8 +120,16 @@ class StepEngine(Protocol):
 class Engine:
     """Forward and judge, over one language model."""
 
-    def __init__(self, model: LanguageModel, *, max_rows: int, reproducible: bool = False) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        max_rows: int,
+        reproducible: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._model = model
+        self._clock = clock
         # What each sequence has been fed: penalties look at the whole text so far.
         self._history = np.zeros((model.num_sequences, model.context_length + max_rows), np.int32)
         vocabulary = model.vocabulary
@@ -134,13 +151,14 @@ class Engine:
     def tokenize(self, text: str, parse_special: bool) -> TokenIds:
         return self._model.tokenize(text, parse_special=parse_special)
 
-    def step(self, batch: Batch) -> list[Outcome]:
+    def step(self, batch: Batch) -> StepResult:
         """Run the batch. Afterwards each sequence holds its committed tokens but the newest."""
         for seq in batch.freed:
             self._model.free(seq)
-        if not batch.works:
-            return []
-        logits = self._model.forward(self._rows(batch.works))
+        rows = self._rows(batch.works)
+        began = self._clock()
+        logits = self._model.forward(rows)
+        forward_s = self._clock() - began
         outcomes = []
         row = 0
         for work in batch.works:
@@ -150,7 +168,7 @@ class Engine:
             num_judged = work.num_draft + 1
             outcomes.append(self._judge(work, logits[row : row + num_judged]))
             row += num_judged
-        return outcomes
+        return StepResult(outcomes, forward_s)
 
     def _rows(self, works: list[Work]) -> Rows:
         counts = np.array([work.num_rows for work in works])

@@ -7,14 +7,12 @@ Synchronous; the clock is passed in. A shell delivers the frames and runs the en
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
-
 from multispin.core.batch import BatchLimits, form_batch
-from multispin.core.engine import Batch, EngineInfo, Outcome, Work
+from multispin.core.engine import Batch, EngineInfo, StepResult, Work
 from multispin.core.session import Session, SessionKey
 from multispin.errors import BadInput, MultispinError, PeerError
 from multispin.types import TokenIds
@@ -42,6 +40,7 @@ class Counters:
 
     num_batches: int = 0
     num_rows: int = 0
+    forward_s: float = 0.0  # time in the model
     num_drafts: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
@@ -174,7 +173,7 @@ class ServerCore:
             kept = frames.unpack_ids(packed, self.id_bits, self.vocabulary.size)
             if len(counts) % 2 or not frames.is_proposal(kept, counts) or token not in kept:
                 raise PeerError(
-                    "draft.proposals: ids must be distinct and hold the drafted one, counts must "
+                    "draft.proposals: ids must ascend and hold the drafted one, counts must "
                     f"sum to {frames.PROPOSAL_TOTAL}",
                     code="bad_frame",
                 )
@@ -222,13 +221,14 @@ class ServerCore:
 
     # --- commit --------------------------------------------------------------------------------
 
-    def complete(self, outcomes: Sequence[Outcome]) -> list[Outgoing]:
+    def complete(self, result: StepResult) -> list[Outgoing]:
         """Apply what the engine answered to the batch that is running."""
         out: list[Outgoing] = []
         now = self._clock()
         running, self._running = self._running, []
         self.counters.num_batches += 1
-        for session, work, outcome in zip(running, self._works, outcomes, strict=True):
+        self.counters.forward_s += result.forward_s
+        for session, work, outcome in zip(running, self._works, result.outcomes, strict=True):
             session.busy = False
             session.num_crashes = 0
             self.counters.num_rows += work.num_rows

@@ -13,7 +13,7 @@ from typing import BinaryIO, TypeAlias
 import msgspec
 import numpy as np
 
-from multispin.core.engine import Batch, Engine, EngineInfo, Outcome
+from multispin.core.engine import Batch, Engine, EngineInfo, StepResult
 from multispin.errors import BadInput, MultispinError
 from multispin.net.loading import TargetOptions, load_target
 
@@ -36,7 +36,7 @@ class Loaded(msgspec.Struct, array_like=True, tag=0):
 
 
 class Stepped(msgspec.Struct, array_like=True, tag=1):
-    outcomes: list[Outcome]
+    result: StepResult
 
 
 class Tokenized(msgspec.Struct, array_like=True, tag=2):

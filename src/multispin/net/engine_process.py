@@ -10,7 +10,7 @@ import sys
 import msgspec
 import numpy as np
 
-from multispin.core.engine import Batch, Engine, EngineInfo, Outcome
+from multispin.core.engine import Batch, Engine, EngineInfo, StepResult
 from multispin.errors import BadInput, EngineFailed, EngineLost, MultispinError
 from multispin.net.engine_child import (
     Failed,
@@ -39,7 +39,7 @@ class LocalEngine:
         self._engine = engine
         self.info = engine.info
 
-    async def step(self, batch: Batch) -> list[Outcome]:
+    async def step(self, batch: Batch) -> StepResult:
         return self._engine.step(batch)
 
     async def tokenize(self, text: str, *, parse_special: bool) -> TokenIds:
@@ -72,7 +72,7 @@ class EngineProcess:
         await self._spawn()
         self._watcher = asyncio.create_task(self._watch())
 
-    async def step(self, batch: Batch) -> list[Outcome]:
+    async def step(self, batch: Batch) -> StepResult:
         """Raise EngineLost when the caches are gone, EngineFailed when they will not come back."""
         if self._lost is None:
             try:
@@ -82,7 +82,7 @@ class EngineProcess:
             else:
                 assert isinstance(stepped, Stepped)
                 self._num_restarts = 0
-                return stepped.outcomes
+                return stepped.result
         await self._until_up()
         lost, self._lost = self._lost, None
         raise EngineLost(f"{lost}; it has been restarted")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import msgspec
+import numpy as np
 
 from multispin.core.engine import Engine
+from multispin.lm.base import Rows
 from multispin.lm.llama import LlamaModel
 from multispin.lm.ngram import NgramModel
 from multispin.lm.reproducible import self_check
@@ -42,4 +44,15 @@ def load_target(options: TargetOptions) -> Engine:
     )
     if options.reproducible:
         self_check(llama)
+    else:
+        _try_batch(llama)
     return Engine(llama, max_rows=options.max_rows, reproducible=options.reproducible)
+
+
+def _try_batch(model: LlamaModel) -> None:
+    """A build that does not fit the processor crashes in its first batch of several rows: better
+    here, where the server can say so, than under the first session."""
+    num_rows = min(4, model.context_length)
+    position = np.arange(num_rows, dtype=np.int32)
+    model.forward(Rows(position * 0, position, position * 0, np.ones(num_rows, np.bool_)))
+    model.free(0)

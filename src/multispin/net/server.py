@@ -93,12 +93,12 @@ class EdgeServer:
                 self._work.clear()
                 continue
             try:
-                outcomes = await self.engine.step(batch)
+                result = await self.engine.step(batch)
             except EngineLost as error:
                 log.error("%s", error)
                 self._deliver(self.core.engine_lost())
                 continue
-            self._deliver(self.core.complete(outcomes))
+            self._deliver(self.core.complete(result))
             await asyncio.sleep(0)
 
     def _deliver(self, outgoing: list[Outgoing]) -> None:

@@ -125,8 +125,8 @@ def _snr_at(u: Floats) -> Floats:
     """The y >= 0 with ln(1 + y)/y = u, for u = R ln2/W: 0 at u >= 1, infinite at u <= 0.
 
     In closed form y = -W_{-1}(-u e^{-u})/u - 1 (Lambert); solved here as z = ln(1+y),
-    ln(expm1(z)/z) = -ln u, by Newton, because SciPy's complex W costs many times as much. The left
-    side rises with a slope between 1/2 and 1, so that three steps reach rounding from any u in (0, 1).
+    ln(expm1(z)/z) = -ln u, by Newton, because SciPy's complex W costs many times as much. The
+    left side rises with a slope between 1/2 and 1: three steps reach rounding from any u in (0, 1).
     """
     u = np.asarray(u, dtype=np.float64)
     inside = np.clip(u, 1e-290, 1.0 - 1e-15)

@@ -21,4 +21,4 @@ def db_to_linear(decibels: npt.ArrayLike) -> Floats:
 
 def spectral_efficiency(snr: npt.ArrayLike) -> Floats:
     """log2(1 + SNR) in bit/s/Hz for a linear (not dB) signal-to-noise ratio (Shannon 1948)."""
-    return np.log1p(np.asarray(snr, dtype=np.float64)) / np.log(2.0)
+    return np.asarray(np.log1p(np.asarray(snr, dtype=np.float64)) / np.log(2.0))
