@@ -1,7 +1,7 @@
 """The exception tree.
 
 MultispinError
-├── BadInput                 the caller's mistake: names the field, the value, the remedy (exit code 2)
+├── BadInput                 the caller's mistake: field, value, remedy (exit code 2)
 │   ├── IncompatibleModels   drafter and target do not share a vocabulary
 │   └── UnsupportedModel     a model that this version cannot run losslessly
 ├── ModelUnavailable         the catalog could not provide a model file
@@ -9,7 +9,7 @@ MultispinError
 ├── EngineLost               it crashed and was restarted: every cache is gone
 └── PeerError                the other side of the wire ended a session or a connection
 
-Every exception carries ``code``, the short word that crosses the wire (docs/protocol.md lists them).
+Every exception carries ``code``, the short word that crosses the wire (see docs/protocol.md).
 """
 
 from __future__ import annotations

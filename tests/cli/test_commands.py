@@ -22,7 +22,12 @@ MULTISPIN = [sys.executable, "-m", "multispin"]
 
 def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*MULTISPIN, *arguments], input=stdin, capture_output=True, text=True, timeout=60, check=False
+        [*MULTISPIN, *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 
@@ -151,7 +156,9 @@ def test_a_prompt_that_does_not_fit_is_refused() -> None:
         assert run("complete", "x" * 20, "--server", address).returncode == 0
 
 
-@pytest.mark.parametrize("server_option", ["127.0.0.1:1", "no-such-host.invalid:80", "nonsense", ":::"])
+@pytest.mark.parametrize(
+    "server_option", ["127.0.0.1:1", "no-such-host.invalid:80", "nonsense", ":::"]
+)
 def test_an_unreachable_server_is_named(server_option: str) -> None:
     done = run("complete", PROMPT, "--server", server_option)
     assert done.returncode == 2, done.stderr

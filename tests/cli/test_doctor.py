@@ -223,3 +223,24 @@ def test_wait_policy() -> None:
     assert check_wait_policy("PASSIVE").remedy == ""
     assert "passive" in check_wait_policy("").remedy
     assert check_wait_policy("active").status == "warning"
+
+
+@pytest.mark.models
+def test_serve_ends_with_one_line_on_a_build_that_crashes(build: Build) -> None:
+    find_model("smollm2-135m")
+    library = build(CRASH_AT_SEVERAL_ROWS)
+    done = subprocess.run(
+        [sys.executable, "-m", "multispin", "serve", "--target", "smollm2-135m", "--port", "0"],
+        env=os.environ | {"MULTISPIN_LLAMA_LIB": str(library)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""  # no address: it never was ready
+    loading, error = done.stderr.splitlines()
+    assert loading.startswith("loading")
+    assert error.startswith("error: ")
+    assert "SIGILL" in error
+    assert "`multispin doctor`" in error

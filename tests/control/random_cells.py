@@ -16,7 +16,9 @@ def log_uniform(rng, low, high, size=None):
 def random_cell(rng, num_devices, max_draft_length=10, objective=None) -> Problem:
     k = num_devices
     bandwidth = float(log_uniform(rng, 1e5, 3e7))
-    draft_s = log_uniform(rng, 0.002, 0.1, k) if rng.random() < 0.5 else rng.uniform(0.017, 0.023, k)
+    draft_s = (
+        log_uniform(rng, 0.002, 0.1, k) if rng.random() < 0.5 else rng.uniform(0.017, 0.023, k)
+    )
     if rng.random() < 0.1:
         draft_s[rng.integers(k)] = 0.0
     if rng.random() < 0.05:

@@ -1,4 +1,4 @@
-"""The model against a scalar re-derivation; the bandwidth split against anything else one can try."""
+"""The model against a scalar re-derivation; the bandwidth split against random others."""
 
 from __future__ import annotations
 

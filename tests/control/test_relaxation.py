@@ -55,7 +55,7 @@ def test_lengths_at_given_prices_by_brute_force(seed, kind):
 def converged(problem, deadline, price=1.0):
     shares = None
     relaxation = Relaxation(problem)
-    for _ in range(12):
+    for _ in range(25):
         shares = share_bandwidth(relaxation, np.array([[deadline]]), price, shares)
     return shares.lengths[0]
 
@@ -74,7 +74,9 @@ def oracle(problem, deadline):
         width = problem.uplink.power_to_noise_hz / 1e6
         carried = -cvxpy.rel_entr(hertz, hertz + width) / np.log(2)
     tokens = cvxpy.sum(
-        cvxpy.multiply(1 / (1 - a), 1 - cvxpy.multiply(a, cvxpy.exp(cvxpy.multiply(np.log(a), length))))
+        cvxpy.multiply(
+            1 / (1 - a), 1 - cvxpy.multiply(a, cvxpy.exp(cvxpy.multiply(np.log(a), length)))
+        )
     )
     limits = [carried >= rate, cvxpy.sum(hertz) <= problem.bandwidth_hz / 1e6]
     limits += [length >= 0, length <= problem.max_draft_length]

@@ -55,7 +55,12 @@ def alone(message: frames.Open) -> list[int]:
         GREEDY,
         {"temperature": 0.8},
         {"temperature": 1.0, "top_p": 0.9, "top_k": 12},
-        {"temperature": 0.7, "repetition_penalty": 1.3, "presence_penalty": 0.5, "logit_bias": {32: 1.0}},
+        {
+            "temperature": 0.7,
+            "repetition_penalty": 1.3,
+            "presence_penalty": 0.5,
+            "logit_bias": {32: 1.0},
+        },
     ],
 )
 def test_the_text_is_the_targets_own(kind: str, draft_length: int, params: dict) -> None:
@@ -180,7 +185,9 @@ def test_counters_say_what_happened() -> None:
     stats = writer.session.stats
     report = stats.report()
     assert stats.num_committed_tokens == 40
-    assert stats.num_verifications == stats.num_drafts + (40 - stats.num_accepted_tokens - stats.num_drafts)
+    assert stats.num_verifications == stats.num_drafts + (
+        40 - stats.num_accepted_tokens - stats.num_drafts
+    )
     assert report["mean_acceptance_length"] == 40 / stats.num_verifications
     by_position = report["acceptance_by_position"]
     assert len(by_position) == 4

@@ -4,7 +4,9 @@ from hypothesis import strategies as st
 from multispin.core.text import TextStream
 
 
-@given(st.text(max_size=60), st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3), st.data())
+@given(
+    st.text(max_size=60), st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3), st.data()
+)
 def test_any_portions_give_the_text_before_the_first_stop(
     text: str, stop: list[str], data: st.DataObject
 ) -> None:

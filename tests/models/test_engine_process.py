@@ -64,6 +64,8 @@ def test_the_engine_is_killed_twice_and_the_text_is_the_same() -> None:
 def test_a_damaged_model_is_refused_by_name(tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + bytes(1000))
-    options = TargetOptions("broken", os.fspath(broken), 1, 64, 1, 0, reproducible=False, max_rows=8)
+    options = TargetOptions(
+        "broken", os.fspath(broken), 1, 64, 1, 0, reproducible=False, max_rows=8
+    )
     with pytest.raises(BadInput, match="broken"):
         asyncio.run(start_engine(options))

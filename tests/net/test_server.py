@@ -215,12 +215,14 @@ def test_what_the_server_refuses_is_raised_at_the_device() -> None:
 
 def test_a_server_that_goes_away_is_an_error_at_the_device() -> None:
     async def scene(server: EdgeServer) -> None:
-        async with device(server, "weaker") as it:
-            async with it.write(wanted(max_tokens=400)) as writing:
-                with pytest.raises(PeerError) as caught:
-                    async for _ in writing:
-                        for link in list(server._links):
-                            await link.close()
-                assert caught.value.code == "unreachable"
+        async with (
+            device(server, "weaker") as it,
+            it.write(wanted(max_tokens=400)) as writing,
+        ):
+            with pytest.raises(PeerError) as caught:
+                async for _ in writing:
+                    for link in list(server._links):
+                        await link.close()
+            assert caught.value.code == "unreachable"
 
     play(scene)

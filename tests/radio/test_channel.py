@@ -29,9 +29,7 @@ def test_constant_efficiency_is_proportional():
     assert radio.bandwidth_derivatives(np.array([20.0, 50.0]))[1].tolist() == [0.5, 0.2]
 
 
-@given(
-    width=st.floats(1e-3, 1e12), share=st.floats(1e-12, 1e9).map(lambda x: x)
-)
+@given(width=st.floats(1e-3, 1e12), share=st.floats(1e-12, 1e9).map(lambda x: x))
 def test_noise_inverse_returns_the_bandwidth(width, share):
     """From almost no bandwidth to a billion times W, where the rate has all but saturated."""
     radio = BandwidthNoise(np.array([width]))

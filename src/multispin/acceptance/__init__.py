@@ -4,8 +4,17 @@ Pure functions over logits. Every rule commits tokens distributed exactly as the
 """
 
 from multispin.acceptance.penalties import Context
-from multispin.acceptance.proposal import Proposal, certain, propose
+from multispin.acceptance.proposal import PROPOSAL_TOTAL, Proposal, certain, propose
 from multispin.acceptance.rules import choose, verify
 from multispin.acceptance.verdict import Verdict
 
-__all__ = ["Context", "Proposal", "Verdict", "certain", "choose", "propose", "verify"]
+__all__ = [
+    "PROPOSAL_TOTAL",
+    "Context",
+    "Proposal",
+    "Verdict",
+    "certain",
+    "choose",
+    "propose",
+    "verify",
+]

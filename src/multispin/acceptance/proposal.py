@@ -14,7 +14,7 @@ from multispin.errors import BadInput
 from multispin.types import SamplingParams, TokenIds
 
 TOTAL_BITS: Final = 16
-TOTAL: Final = 1 << TOTAL_BITS
+PROPOSAL_TOTAL: Final = 1 << TOTAL_BITS
 
 
 class Proposal(NamedTuple):
@@ -29,7 +29,7 @@ class Proposal(NamedTuple):
 
 def certain(token: int) -> Proposal:
     """The proposal of a deterministic drafter such as prompt lookup: all mass on one token."""
-    return Proposal(np.array([token], dtype=np.int32), np.array([TOTAL], dtype=np.uint32))
+    return Proposal(np.array([token], dtype=np.int32), np.array([PROPOSAL_TOTAL], dtype=np.uint32))
 
 
 def propose(
@@ -50,7 +50,7 @@ def propose(
     if params.temperature == 0.0:
         token = int(row.argmax())
         return token, certain(token)
-    n = min(top_n, TOTAL)
+    n = min(top_n, PROPOSAL_TOTAL)
     if is_truncated(params):
         support = truncate(row, params).first(n)
     else:
@@ -65,7 +65,7 @@ def _quantised(support: Support) -> Proposal:
     """Counts of at least 1 that sum to 2^16: one each, the rest by rounding the cumulated mass."""
     order = support.ids.argsort()
     cumulated = support.weights[order].cumsum()
-    cumulated *= (TOTAL - order.size) / cumulated[-1]
+    cumulated *= (PROPOSAL_TOTAL - order.size) / cumulated[-1]
     borders = np.rint(cumulated).astype(np.uint32)
     counts = np.ones(order.size, dtype=np.uint32)
     counts += borders
@@ -80,8 +80,8 @@ def check_proposal(proposal: Proposal, drafted: int, num_tokens: int) -> int:
         raise BadInput("proposal", f"{ids.shape} ids", "needs as many counts as ids, at least one")
     if ids[0] < 0 or ids[-1] >= num_tokens or (ids[1:] <= ids[:-1]).any():
         raise BadInput("proposal", "ids", f"must ascend strictly within 0 to {num_tokens - 1}")
-    if counts.min() < 1 or counts.sum(dtype=np.int64) != TOTAL:
-        raise BadInput("proposal", "counts", f"must each be 1 or more and sum to {TOTAL}")
+    if counts.min() < 1 or counts.sum(dtype=np.int64) != PROPOSAL_TOTAL:
+        raise BadInput("proposal", "counts", f"must each be 1 or more and sum to {PROPOSAL_TOTAL}")
     index = int(ids.searchsorted(drafted))
     if index == ids.size or ids[index] != drafted:
         raise BadInput("draft", drafted, "must be one of the ids of its proposal")

@@ -28,7 +28,7 @@ from multispin.acceptance import coupled
 from multispin.acceptance.gumbel import checked_peak, gumbel_argmax, race, scale
 from multispin.acceptance.noise import Key, Stream, derive_key, uniform_bits
 from multispin.acceptance.penalties import Context, adjusted
-from multispin.acceptance.proposal import TOTAL, Proposal, check_proposal
+from multispin.acceptance.proposal import PROPOSAL_TOTAL, Proposal, check_proposal
 from multispin.acceptance.sampling import Support, is_truncated, total_weight, truncate
 from multispin.acceptance.verdict import Verdict
 from multispin.errors import BadInput
@@ -54,7 +54,7 @@ def verify(
         row = adjusted(logits[j], params, context, draft[:j])
         position = context.position + j
         u = (uniform_bits(seed, position, Stream.ACCEPT) >> 11) * 2.0**-53  # in [0, 1)
-        u_q = u * (count / TOTAL)
+        u_q = u * (count / PROPOSAL_TOTAL)
         if is_truncated(params):
             support = truncate(row, params)
             z = float(support.weights.sum())
@@ -78,7 +78,7 @@ def _correct_listed(support: Support, z: float, proposal: Proposal, key: Key) ->
     ids = support.ids
     slot = np.minimum(proposal.ids.searchsorted(ids), proposal.ids.size - 1)
     q = np.where(proposal.ids[slot] == ids, proposal.counts[slot], 0)
-    residual = support.weights - q * (z / TOTAL)
+    residual = support.weights - q * (z / PROPOSAL_TOTAL)
     left = (residual > 0.0).nonzero()[0]
     if not left.size:  # p = q up to rounding, and u within rounding of 1
         return int(ids[race(support.scaled, ids, key)])
@@ -86,7 +86,7 @@ def _correct_listed(support: Support, z: float, proposal: Proposal, key: Key) ->
     return int(ids[race(np.log(residual[left]), ids, key)])
 
 
-def _correct_whole(  # noqa: PLR0917
+def _correct_whole(
     row: npt.NDArray[np.float32],
     peak: float,
     z: float,
@@ -99,7 +99,7 @@ def _correct_whole(  # noqa: PLR0917
     Among the proposed ids the race is run with what q leaves of p, among all others with p.
     """
     ids = proposal.ids
-    residual = np.exp(scale(row[ids], peak, temperature)) - proposal.counts * (z / TOTAL)
+    residual = np.exp(scale(row[ids], peak, temperature)) - proposal.counts * (z / PROPOSAL_TOTAL)
     if not row.flags.writeable:
         row = row.copy()
     row[ids] = -np.inf

@@ -36,7 +36,7 @@ def choose(
     return coupled.choose(row, params, seed, context)
 
 
-def verify(  # noqa: PLR0917
+def verify(
     logits: Logits,
     draft: TokenIds,
     params: SamplingParams,

@@ -150,7 +150,7 @@ class Hub:
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """A HEAD stops where the hub itself describes a file that it keeps elsewhere."""
 
-    def redirect_request(  # noqa: PLR0917 - urllib chose it
+    def redirect_request(
         self,
         req: urllib.request.Request,
         fp: IO[bytes],

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 def device(
     prompts: Annotated[
         str,
-        typer.Option(help="Text file, a prompt a line, or .jsonl with a field 'prompt'; - is stdin."),
+        typer.Option(
+            help="Text file, a prompt a line, or .jsonl with a field 'prompt'; - is stdin."
+        ),
     ] = "-",
     server: options.Server = f"127.0.0.1:{options.DEFAULT_PORT}",
     draft: options.Draft = "lookup",
@@ -43,7 +45,8 @@ def device(
     threads: options.Threads = None,
     gpu_layers: options.GpuLayers = 0,
     events: Annotated[
-        bool, typer.Option("--events", help="Print a JSON object a line for each thing that happens.")
+        bool,
+        typer.Option("--events", help="Print a JSON object a line for each thing that happens."),
     ] = False,
 ) -> None:
     """Draft for prompts from a file or standard input, one after the other."""

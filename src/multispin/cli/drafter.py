@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from multispin.cli import options
 from multispin.catalog import find_model, progress_on_stderr
+from multispin.cli import options
 from multispin.net.drafting import DrafterOptions
 
 DRAFTERS_WITHOUT_FILE = ("lookup", "ngram", "none")
@@ -22,7 +22,6 @@ def drafter_options(
     """Find the drafter's file, pulling it from the catalog if need be."""
     path = None
     if draft not in DRAFTERS_WITHOUT_FILE:
-
         with progress_on_stderr() as progress:
             path = os.fspath(find_model(draft, progress=progress))
     return DrafterOptions(

@@ -35,8 +35,8 @@ def list_models(
         out = {"cache_dir": str(catalog.cache_dir()), "models": rows}
         print(msgspec.json.encode(out).decode())
         return
-    from rich.console import Console  # noqa: PLC0415 - start-up time
-    from rich.table import Table  # noqa: PLC0415
+    from rich.console import Console
+    from rich.table import Table
 
     table = Table("name", "what", "size", "licence", "in cache", box=None, pad_edge=False)
     for model, row in zip(catalog.entries(), rows, strict=True):

@@ -55,7 +55,6 @@ def serve(
     listening = bind(host, port)
     path = None
     if target not in TARGETS_WITHOUT_FILE:
-
         with progress_on_stderr() as progress:
             path = os.fspath(find_model(target, progress=progress))
     max_rows = max(BatchLimits().max_rows, max_draft_length + 1)

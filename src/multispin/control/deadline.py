@@ -25,25 +25,27 @@ def bandwidth_needed(problem: Problem, lengths: AnyLengths, deadline_s: Floats) 
     return problem.uplink.bandwidth(_rate_needed(bits, left))
 
 
-def least_deadline(problem: Problem, lengths: AnyLengths) -> Floats:
+def least_deadline(problem: Problem, lengths: AnyLengths, near: Floats | None = None) -> Floats:
     """phi [...] with sum_k b_k(L_k, phi) = B for lengths [..., K]; 0 where nobody drafts.
 
     Newton on 1/S - 1/B. 1/S is concave and increasing in phi (each 1/b_k is, and the harmonic mean
     keeps it so), hence from the second step on all lie left of the root and converge quadratically.
     Two bounds keep the first step in the domain: no draft arrives before it would with the whole
     band; and at constant efficiency, by Jensen, S >= W/(phi - d) with W = sum bits/r and d the mean
-    of L s with those weights, which is where the iteration starts.
+    of L s with those weights, which is where the iteration starts unless ``near`` [...] is given.
     """
     bits = problem.draft_bits(lengths)
     draft = lengths * problem.draft_s_per_token
     # two roundings up: an upload too short to move the sum must still have time left
     soonest = (draft + bits / problem.alone_rate).max(axis=-1, keepdims=True) * (1 + 4e-16)
-    share = np.full(problem.num_devices, problem.bandwidth_hz / problem.num_devices)
-    weight = bits * (share / problem.uplink.rate(share))
-    total = weight.sum(axis=-1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        start = (weight * draft).sum(axis=-1, keepdims=True) / total + total / problem.bandwidth_hz
-        deadline = np.fmax(soonest, start)
+        if near is None:
+            weight = bits * problem.equal_share_hz_s
+            total = weight.sum(axis=-1, keepdims=True)
+            mean = (weight * draft).sum(axis=-1, keepdims=True) / total
+            deadline = np.fmax(soonest, mean + total / problem.bandwidth_hz)
+        else:
+            deadline = np.maximum(soonest, near[..., None])
         for _ in range(60):
             per_s = 1.0 / np.maximum(deadline - draft, 1e-290)
             rate = bits * per_s
@@ -54,7 +56,8 @@ def least_deadline(problem: Problem, lengths: AnyLengths) -> Floats:
             step = np.where(np.isfinite(step), step, 0.0)
             later = np.maximum(deadline + step, soonest)
             # quadratic: a mismatch of 1e-8 before the step is below rounding after it
-            is_done = (np.abs(total / problem.bandwidth_hz - 1.0) < 1e-8) | (later == deadline)
+            is_done = np.abs(total / problem.bandwidth_hz - 1.0) < 1e-8
+            is_done |= np.abs(later - deadline) <= 1e-15 * later
             deadline = later
             if is_done.all():
                 break
@@ -76,5 +79,9 @@ def bandwidth_for(problem: Problem, lengths: Lengths) -> Plan:
 def _rate_needed(bits: Floats, left_s: Floats) -> Floats:
     """bits / time left: 0 for no bits (if not already late), infinite when no time is left."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        rate = np.where(left_s > 0, bits / left_s, np.where((left_s == 0) & (bits == 0), 0, np.inf))
-    return np.asarray(rate, dtype=np.float64)
+        rate = bits / left_s
+    is_late = left_s <= 0
+    if is_late.any():
+        rate[is_late & ((left_s < 0) | (bits > 0))] = np.inf
+        rate[is_late & (left_s == 0) & (bits == 0)] = 0.0
+    return rate

@@ -47,13 +47,14 @@ def time_price(problem: Problem, best: float, round_s: float) -> float:
     return best if problem.objective.kind == "sum" else problem.num_devices / round_s
 
 
-def worth(problem: Problem, lengths: AnyLengths, round_s: Floats | None = None) -> Floats:
+def worth(problem: Problem, lengths: AnyLengths, deadline_s: Floats | None = None) -> Floats:
     """The objective for lengths [..., K] with the best bandwidths for them; -inf below the minimum.
 
-    ``round_s`` [...] is the round with those bandwidths, where the caller has it already.
+    ``deadline_s`` [...] is the least deadline, where the caller has it already.
     """
-    if round_s is None:
-        round_s = least_deadline(problem, lengths) + problem.overhead_s(lengths)
+    if deadline_s is None:
+        deadline_s = least_deadline(problem, lengths)
+    round_s = deadline_s + problem.overhead_s(lengths)
     worth = value(problem, utility(problem, lengths).sum(axis=-1), round_s)
     least = problem.objective.min_goodput_tokens_per_s
     if least > 0:
@@ -105,6 +106,8 @@ def least_plan(problem: Problem, least: float) -> Lengths | None:
 def require_minimum(problem: Problem) -> Lengths:
     """``least_plan`` for the problem's own minimum; Infeasible says what is reachable instead."""
     least = problem.objective.min_goodput_tokens_per_s
+    if least == 0:
+        return np.full(problem.num_devices, problem.min_draft_length, dtype=np.int64)
     lengths = least_plan(problem, least)
     if lengths is not None:
         return lengths

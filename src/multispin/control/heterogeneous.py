@@ -43,7 +43,7 @@ def heterogeneous(problem: Problem) -> Plan:
     found, found_values = search_deadline(problem, known[at], float(values[at]))
     starts, values = np.concatenate([known, found]), np.concatenate([values, found_values])
     best, best_value = starts[int(values.argmax())], -np.inf
-    for start in _best_rows(starts, values, num=int(np.clip(40 // problem.num_devices, 1, 8))):
+    for start in _best_rows(starts, values, num=int(np.clip(64 // problem.num_devices, 1, 8))):
         lengths, value = improve(problem, starts[start], float(values[start]))
         if value > best_value:
             best, best_value = lengths, value
@@ -60,7 +60,7 @@ def search_deadline(problem: Problem, lengths: Lengths, best: float) -> tuple[Le
     candidates: list[Lengths] = [lengths[None, :]]
     candidate_values: list[Floats] = [np.asarray([best])]
     # few devices feel every token and many feel none: the moves that follow reach less far
-    fineness = float(np.clip(2.0 / problem.num_devices, 0.005, 0.1))
+    fineness = float(np.clip(2.0 / problem.num_devices, 0.02, 0.1))
     num_points = int(np.clip(320 // problem.num_devices, 6, 48))
     round_s = float(least_deadline(problem, lengths) + problem.overhead_s(lengths))
     shares: Shares | None = None
@@ -71,13 +71,14 @@ def search_deadline(problem: Problem, lengths: Lengths, best: float) -> tuple[Le
         rounded = round_by_price(problem, shares.lengths, grid, np.exp(shares.log_price), price)
         rounded = np.maximum(rounded, _owed(problem, grid))
         plans = np.concatenate([rounded, shares.lengths])
-        rounds = least_deadline(problem, plans) + problem.overhead_s(plans)
-        values = worth(problem, plans, rounds)
+        deadlines = least_deadline(problem, plans, near=np.tile(grid[:, 0], 2))
+        values = worth(problem, plans, deadlines)
         candidates.append(rounded)
         candidate_values.append(values[:num_points])
         top = int(values[:num_points].argmax())
         if values[top] > best:
-            best, round_s = float(values[top]), float(rounds[top])
+            best = float(values[top])
+            round_s = float(deadlines[top] + problem.overhead_s(rounded[top]))
         peak = int(values[num_points:].argmax())
         low, high = float(grid[max(peak - 1, 0), 0]), float(grid[min(peak + 1, num_points - 1), 0])
         if high < low * (1.0 + fineness):
@@ -116,13 +117,14 @@ def share_bandwidth(
     for step in range(6 if near is None else 3):
         if step > 0:
             is_bracketed = np.isfinite(x_low) & np.isfinite(x_high)
-            share = np.clip(y_low / (y_low - y_high), 0.1, 0.9)
+            share = np.minimum(np.maximum(y_low / (y_low - y_high), 0.1), 0.9)
             onward = x + np.sign(y) * np.minimum(1.5 * np.abs(y), 8.0)
             between = np.where(is_bracketed, x_low, 0.0) * (1.0 - share)
             between += np.where(is_bracketed, x_high, 0.0) * share
-            x = np.clip(np.where(is_bracketed, between, onward), -600.0, 600.0)
+            x = np.where(is_bracketed, between, onward)
+            x = np.minimum(np.maximum(x, -600.0), 600.0)
         lengths, demand = _respond(relaxation, deadline_s, np.exp(x), price, lengths)
-        y = np.log(np.clip(demand / budget, 1e-6, 1e6))
+        y = np.log(np.minimum(np.maximum(demand / budget, 1e-6), 1e6))
         above = y > 0
         x_low, y_low = np.where(above, x, x_low), np.where(above, y, y_low)
         x_high, y_high = np.where(above, x_high, x), np.where(above, y_high, y)
@@ -182,7 +184,7 @@ def _best_rows(rows: Lengths, values: Floats, num: int) -> list[int]:
     """Indices of the ``num`` best distinct rows [C, K]."""
     chosen: list[int] = []
     for index in np.argsort(-values, kind="stable"):
-        if len(chosen) == num:
+        if len(chosen) == num or values[index] == -np.inf:
             break
         if not any((rows[index] == rows[other]).all() for other in chosen):
             chosen.append(int(index))

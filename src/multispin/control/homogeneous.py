@@ -83,7 +83,7 @@ def homogeneous(problem: Problem) -> Plan:
 
 def _best(problem: Problem, lengths: Lengths) -> Lengths:
     rows = np.repeat(lengths[:, None], problem.num_devices, axis=1)
-    rounds = None
+    deadlines = None
     if not problem.has_headers:
-        rounds = lengths * token_latency(problem) + problem.overhead_s(rows)
-    return np.asarray(rows[int(worth(problem, rows, rounds).argmax())])
+        deadlines = np.asarray(lengths * token_latency(problem), dtype=np.float64)
+    return np.asarray(rows[int(worth(problem, rows, deadlines).argmax())])

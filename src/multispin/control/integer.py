@@ -52,28 +52,28 @@ def _score(
 
 def improve(problem: Problem, lengths: Lengths, best: float) -> tuple[Lengths, float]:
     """A local optimum under the moves of this module, from ``lengths`` [K] worth ``best``."""
+    deadline = least_deadline(problem, lengths)
     for _ in range(_MAX_PASSES):
-        candidates = _neighbours(problem, lengths, best)
+        candidates = _neighbours(problem, lengths, deadline, best)
         if len(candidates) == 0:
             break
-        values = worth(problem, candidates)
+        deadlines = least_deadline(problem, candidates, near=deadline)
+        values = worth(problem, candidates, deadlines)
         at = int(values.argmax())
         if values[at] <= best + _LEAST_GAIN * abs(best):
             break
-        lengths, best = candidates[at], float(values[at])
+        lengths, deadline, best = candidates[at], deadlines[at], float(values[at])
     return lengths, best
 
 
-def _neighbours(problem: Problem, lengths: Lengths, best: float) -> Lengths:
-    """Combinations of cheap moves that beat ``best`` [C, K], the most promising sixteen.
+def _neighbours(problem: Problem, lengths: Lengths, deadline: Floats, best: float) -> Lengths:
+    """Combinations of cheap moves that beat ``best`` [C, K], only the most promising.
 
     A candidate beats ``best`` iff its drafts fit into the bandwidth at the deadline at which it
     would break even: one evaluation of S(phi), no root.
     """
-    devices, targets, gains = _cheapest_moves(problem, lengths, best)
-    picks, is_new = _combinations(
-        len(devices), int(np.clip(2**13 // problem.num_devices, 64, 4096))
-    )
+    devices, targets, gains = _cheapest_moves(problem, lengths, deadline, best)
+    picks, is_new = _combinations(len(devices), _budget(problem))
     moved = devices[picks]  # [C, 4]
     distinct = np.ones(len(picks), dtype=bool)
     for i, j in itertools.combinations(range(4), 2):
@@ -82,20 +82,26 @@ def _neighbours(problem: Problem, lengths: Lengths, best: float) -> Lengths:
     candidates = np.repeat(lengths[None, :], len(picks), axis=0)
     candidates[np.arange(len(picks))[:, None], moved] = targets[picks]
     total = utility(problem, lengths).sum() + (gains[picks] * is_new).sum(axis=-1)
-    deadline = break_even_round_s(problem, total, best) - problem.overhead_s(candidates)
-    need = bandwidth_needed(problem, candidates, deadline[:, None]).sum(axis=-1)
-    better = np.flatnonzero((need < problem.bandwidth_hz) & (deadline >= 0))
-    return np.asarray(candidates[better[np.argsort(need[better])[:16]]])
+    latest = break_even_round_s(problem, total, best) - problem.overhead_s(candidates)
+    need = bandwidth_needed(problem, candidates, latest[:, None]).sum(axis=-1)
+    better = np.flatnonzero((need < problem.bandwidth_hz) & (latest >= 0))
+    # some of these may break a minimum goodput, which only their exact deadline tells
+    count = 64 if problem.objective.min_goodput_tokens_per_s > 0 else 16
+    return np.asarray(candidates[better[np.argsort(need[better])[:count]]])
+
+
+def _budget(problem: Problem) -> int:
+    """About how many combinations to try: all that matter for few devices, less work for many."""
+    return int(np.clip(2**13 // problem.num_devices, 16, 4096))
 
 
 def _cheapest_moves(
-    problem: Problem, lengths: Lengths, best: float
+    problem: Problem, lengths: Lengths, deadline: Floats, best: float
 ) -> tuple[npt.NDArray[np.int64], Lengths, Floats]:
     """Moves (device, new length, change of utility) in rising order of what they lose by price.
 
     The price of bandwidth is that of time over how fast S(phi) falls at the present deadline.
     """
-    deadline = least_deadline(problem, lengths)
     round_s = float(deadline + problem.overhead_s(lengths))
     price = time_price(problem, best, round_s)
     step = 1e-6 * (round_s if deadline == 0 else float(deadline))
@@ -106,13 +112,13 @@ def _cheapest_moves(
     reach = int(np.clip(64 // problem.num_devices, 2, 64))
     shifts = np.append(np.arange(-reach, reach + 1), -problem.max_draft_length)[:, None]
     low, high = problem.min_draft_length, problem.max_draft_length
-    options = np.clip(lengths + shifts, low, high)  # [O, K]
+    options = np.minimum(np.maximum(lengths + shifts, low), high)  # [O, K]
     score = _score(problem, options, np.asarray([deadline]), bandwidth_price, price)
     here = _score(problem, lengths, np.asarray([deadline]), bandwidth_price, price)
     loss = np.where(np.isfinite(score), here - score, 1e300)
     loss[options == lengths] = np.inf
     flat = loss.ravel()
-    count = min(64, flat.size)
+    count = min(64, _budget(problem), flat.size)
     cheap = np.argpartition(flat, count - 1)[:count] if count < flat.size else np.arange(count)
     cheap = cheap[np.argsort(flat[cheap], kind="stable")]
     cheap = cheap[np.isfinite(flat[cheap])]

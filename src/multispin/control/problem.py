@@ -135,6 +135,12 @@ class Problem:
         return self.uplink.rate(np.full(self.num_devices, self.bandwidth_hz))
 
     @cached_property
+    def equal_share_hz_s(self) -> Floats:
+        """Hz per bit/s of each device at an equal share of the band [K]."""
+        share = np.full(self.num_devices, self.bandwidth_hz / self.num_devices)
+        return np.asarray(share / self.uplink.rate(share))
+
+    @cached_property
     def has_headers(self) -> bool:
         return bool(self.bits_per_draft.any())
 

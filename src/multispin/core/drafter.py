@@ -6,11 +6,10 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from multispin.acceptance import Context, Proposal, choose, propose
+from multispin.acceptance import Context, Proposal, certain, choose, propose
 from multispin.lm.base import LanguageModel, Rows, Vocabulary
 from multispin.lm.lookup import lookup
 from multispin.types import AcceptanceRule, Logits, SamplingParams, TokenIds
-from multispin.wire.frames import PROPOSAL_TOTAL
 
 PROPOSAL_TOP_N = 64  # tokens of a draft distribution that the rule 'rejection' sends at most
 
@@ -124,7 +123,7 @@ class LookupDrafter:
     """Prompt lookup: what followed the last words when they stood earlier in the text."""
 
     name = "lookup"
-    vocabulary = None
+    vocabulary: Vocabulary | None = None
     num_sequences = 1 << 16
 
     def draft(
@@ -140,9 +139,7 @@ class LookupDrafter:
         ids = lookup(tokens, length)
         if rule != "rejection" or params.temperature == 0:
             return Drafted(ids, [])
-        # A drafter without choice: all of its probability is on the token that it proposes.
-        total = np.array([PROPOSAL_TOTAL], np.uint32)
-        return Drafted(ids, [Proposal(ids[i : i + 1], total) for i in range(len(ids))])
+        return Drafted(ids, [certain(token) for token in ids.tolist()])
 
     def free(self, seq: int) -> None:
         pass

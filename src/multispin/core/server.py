@@ -7,10 +7,12 @@ Synchronous; the clock is passed in. A shell delivers the frames and runs the en
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from multispin.acceptance import PROPOSAL_TOTAL
 from multispin.core.batch import BatchLimits, form_batch
 from multispin.core.engine import Batch, EngineInfo, StepResult, Work
 from multispin.core.session import Session, SessionKey
@@ -60,7 +62,8 @@ class ServerCore:
         self.id_bits = frames.id_bits(self.vocabulary.size)
         self._clock = clock
         self._sessions: dict[SessionKey, Session] = {}
-        self._free_seqs = list(range(info.num_sequences - 1, -1, -1))
+        # A heap: reproducible mode is quickest with low, adjacent sequences.
+        self._free_seqs = list(range(info.num_sequences))
         self._freed: list[int] = []
         self._running: list[Session] = []
         self._works: list[Work] = []
@@ -174,7 +177,7 @@ class ServerCore:
             if len(counts) % 2 or not frames.is_proposal(kept, counts) or token not in kept:
                 raise PeerError(
                     "draft.proposals: ids must ascend and hold the drafted one, counts must "
-                    f"sum to {frames.PROPOSAL_TOTAL}",
+                    f"sum to {PROPOSAL_TOTAL}",
                     code="bad_frame",
                 )
             checked.append((kept.astype("<i4").tobytes(), counts))
@@ -200,7 +203,7 @@ class ServerCore:
             if not self._free_seqs:
                 break
             if session.seq is None:
-                session.seq = self._free_seqs.pop()
+                session.seq = heapq.heappop(self._free_seqs)
         chosen = self._choose([s for s in self._sessions.values() if s.seq is not None])
         if not chosen:
             return None
@@ -285,7 +288,7 @@ class ServerCore:
     def _release(self, session: Session) -> None:
         del self._sessions[session.key]
         if session.seq is not None:
-            self._free_seqs.append(session.seq)
+            heapq.heappush(self._free_seqs, session.seq)
             self._freed.append(session.seq)
 
     def _error(self, link: Hashable, session: int | None, error: MultispinError) -> Outgoing:

@@ -1,4 +1,4 @@
-"""One text being written, as the server sees it: committed tokens, one draft, a recorded verdict."""
+"""One text being written, as the server sees it: committed tokens, a draft, a verdict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From committed bytes to text: whole characters only, and never the beginning of a stop sequence."""
+"""From committed bytes to text: whole characters, and never the beginning of a stop sequence."""
 
 from __future__ import annotations
 

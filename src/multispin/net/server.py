@@ -85,7 +85,7 @@ class EdgeServer:
     # --- the batches ---------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Verify whatever is ready, for ever. Ends with EngineFailed if the engine cannot restart."""
+        """Verify whatever is ready, for ever; EngineFailed if the engine cannot restart."""
         while True:
             await self._work.wait()
             batch = self.core.next_batch()
@@ -178,9 +178,7 @@ class EdgeServer:
             case Tokenize():
                 ids = await self.engine.tokenize(message.text, parse_special=False)
                 return [
-                    Outgoing(
-                        link, Tokens(message.request, frames.pack_ids(ids, self.core.id_bits))
-                    )
+                    Outgoing(link, Tokens(message.request, frames.pack_ids(ids, self.core.id_bits)))
                 ]
             case _:
                 raise PeerError(

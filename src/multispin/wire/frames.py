@@ -14,12 +14,12 @@ from typing import TypeAlias, TypeVar
 import msgspec
 import numpy as np
 
+from multispin.acceptance import PROPOSAL_TOTAL
 from multispin.errors import PeerError
 from multispin.types import AcceptanceRule, FinishReason, SamplingParams, TokenIds
 
 PROTOCOL_VERSION = 1
 MAX_FRAME_BYTES = 4 * 1024 * 1024
-PROPOSAL_TOTAL = 1 << 16  # the counts of a proposal sum to this
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True, tag=0):
@@ -227,5 +227,3 @@ class PrefixDigest:
 
     def digest(self) -> bytes:
         return self._hash.digest()
-
-
