@@ -73,6 +73,7 @@ CURABLE_CODES = frozenset(
         BadInput.default_code,
         IncompatibleModels.default_code,
         UnsupportedModel.default_code,
+        "build_crashes",
         "context_overflow",
         "draft_too_long",
         "unreachable",

@@ -124,6 +124,8 @@ async def serve_app(app: Starlette, listening: socket.socket, main: Awaitable[No
     await asyncio.wait({serving, running}, return_when=asyncio.FIRST_COMPLETED)
     running.cancel()
     http.should_exit = True
-    with contextlib.suppress(asyncio.CancelledError):
-        await running
-    await serving
+    try:
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+    finally:
+        await serving

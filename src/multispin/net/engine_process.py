@@ -27,6 +27,10 @@ from multispin.net.loading import TargetOptions, load_target
 from multispin.types import TokenIds
 
 MAX_RESTARTS = 5  # in a row, without one batch that went well
+CRASHES = frozenset(
+    -number
+    for number in (signal.SIGILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE)
+)  # exit codes of a process that native code took down
 RESTART_DELAY_S = 0.2  # doubled at each restart in a row
 
 
@@ -116,9 +120,12 @@ class EngineProcess:
         )
         try:
             loaded = await self._exchange(Load(self._options))
-        except MultispinError as error:
+        except EngineLost as error:
+            code = "build_crashes" if self._child.returncode in CRASHES else None
+            raise EngineFailed(str(error), code=code) from None
+        except MultispinError:
             self._end_child()
-            raise EngineFailed(str(error)) if isinstance(error, EngineLost) else error from None
+            raise
         assert isinstance(loaded, Loaded)
         self.info = loaded.info
         self._up.set()
@@ -179,7 +186,7 @@ class EngineProcess:
         if code >= 0:
             return f"the engine's process ended with exit code {code}"
         name = signal.Signals(-code).name
-        if name in ("SIGILL", "SIGSEGV", "SIGABRT", "SIGBUS"):
+        if code in CRASHES:
             return (
                 f"the engine's process crashed ({name}) inside llama.cpp: if it does so at start, "
                 "this build does not fit the processor; `multispin doctor` says what to do"
