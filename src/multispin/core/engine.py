@@ -171,17 +171,18 @@ class Engine:
         return StepResult(outcomes, forward_s)
 
     def _rows(self, works: list[Work]) -> Rows:
-        counts = np.array([work.num_rows for work in works])
-        starts = np.array([work.start for work in works])
-        first_row = np.cumsum(counts) - counts
-        num_rows = int(counts.sum())
         token = np.frombuffer(b"".join(work.tokens for work in works), np.dtype("<i4"))
-        seq = np.repeat(np.array([work.seq for work in works], np.int32), counts)
-        position = (np.arange(num_rows) + np.repeat(starts - first_row, counts)).astype(np.int32)
-        judged = np.array([work.num_draft + 1 if work.samples else 0 for work in works])
-        from_end = np.repeat(first_row + counts, counts) - np.arange(num_rows)  # 1 = last row
+        seq, position = np.empty_like(token), np.empty_like(token)
+        wants_logits = np.zeros(len(token), np.bool_)
+        end = 0
+        for work in works:
+            begin, end = end, end + work.num_rows
+            seq[begin:end] = work.seq
+            position[begin:end] = np.arange(work.start, work.start + work.num_rows)
+            if work.samples:
+                wants_logits[end - work.num_draft - 1 : end] = True
         self._history[seq, position] = token
-        return Rows(seq, position, token, wants_logits=from_end <= np.repeat(judged, counts))
+        return Rows(seq, position, token, wants_logits)
 
     def _judge(self, work: Work, logits: np.ndarray) -> Outcome:
         kept = work.start + work.num_rows - work.num_draft

@@ -39,27 +39,33 @@ class Pool:
             return empty, empty
         _check_range("seq", rows.seq, self.num_sequences, "sequence")
         _check_range("token", rows.token, self.vocabulary_size, "token id")
-        starts = np.flatnonzero(np.diff(rows.seq, prepend=-1))
-        counts = np.diff(starts, append=num_rows)
-        run_seqs = rows.seq[starts]
-        if len(np.unique(run_seqs)) != len(run_seqs):
+        changes = np.flatnonzero(rows.seq[1:] != rows.seq[:-1]) + 1
+        starts = np.empty(len(changes) + 1, np.intp)
+        starts[0], starts[1:] = 0, changes
+        counts = np.empty_like(starts)
+        counts[:-1], counts[-1] = changes - starts[:-1], num_rows - starts[-1]
+        run_seqs = rows.seq[starts].tolist()
+        if len(set(run_seqs)) != len(run_seqs):
             raise BadInput("seq", rows.seq.tolist(), "rows of one sequence must be consecutive")
-        expected = np.repeat(self.lengths[run_seqs] - starts, counts) + np.arange(num_rows)
-        wrong = np.flatnonzero(rows.position != expected)
-        if len(wrong):
-            row = wrong[0]
-            raise BadInput(
-                "position",
-                int(rows.position[row]),
-                f"row {row} must continue sequence {rows.seq[row]} at position {expected[row]}",
+        for seq, start, count in zip(run_seqs, starts.tolist(), counts.tolist(), strict=True):
+            length = int(self.lengths[seq])
+            wrong = np.flatnonzero(
+                rows.position[start : start + count] != np.arange(length, length + count)
             )
-        if int(expected.max()) >= self.context_length:
-            raise BadInput(
-                "position",
-                int(expected.max()),
-                f"the context holds {self.context_length} tokens; shorten the prompt or serve "
-                "with a larger context_length",
-            )
+            if len(wrong):
+                row = start + int(wrong[0])
+                raise BadInput(
+                    "position",
+                    int(rows.position[row]),
+                    f"row {row} must continue sequence {seq} at position {length + int(wrong[0])}",
+                )
+            if length + count > self.context_length:
+                raise BadInput(
+                    "position",
+                    length + count - 1,
+                    f"the context holds {self.context_length} tokens; shorten the prompt or serve "
+                    "with a larger context_length",
+                )
         return starts, counts
 
     def extend(self, seqs: npt.NDArray[np.int32], counts: npt.NDArray[np.intp]) -> None:
