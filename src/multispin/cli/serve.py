@@ -97,7 +97,8 @@ async def _serve(listening, load, limits) -> None:  # type: ignore[no-untyped-de
     state = ServerState()
 
     async def main() -> None:
-        print(f"loading {load.target} …", file=sys.stderr)
+        proof = " and proving the reproducible mode" if load.reproducible else ""
+        print(f"loading {load.target}{proof} …", file=sys.stderr)
         engine = await start_engine(load)
         try:
             state.server = EdgeServer(engine, limits)

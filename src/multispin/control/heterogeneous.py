@@ -43,7 +43,7 @@ def heterogeneous(problem: Problem) -> Plan:
     found, found_values = search_deadline(problem, known[at], float(values[at]))
     starts, values = np.concatenate([known, found]), np.concatenate([values, found_values])
     best, best_value = starts[int(values.argmax())], -np.inf
-    for start in _best_rows(starts, values, num=int(np.clip(64 // problem.num_devices, 1, 8))):
+    for start in _best_rows(starts, values, num=int(np.clip(32 // problem.num_devices, 1, 8))):
         lengths, value = improve(problem, starts[start], float(values[start]))
         if value > best_value:
             best, best_value = lengths, value
@@ -111,20 +111,24 @@ def share_bandwidth(
     else:
         x = np.interp(deadline_s, near.deadline_s[:, 0], near.log_price[:, 0])
         lengths = near.lengths[np.searchsorted(near.deadline_s[1:, 0], deadline_s[:, 0])]
-    y = np.zeros_like(x)
+    y, stride = np.zeros_like(x), np.full_like(x, 1.5)  # stride: how far ln q goes per ln(demand)
     x_low, x_high = np.full_like(x, -np.inf), np.full_like(x, np.inf)
     y_low, y_high = np.ones_like(x), -np.ones_like(x)
     for step in range(6 if near is None else 3):
         if step > 0:
             is_bracketed = np.isfinite(x_low) & np.isfinite(x_high)
             share = np.minimum(np.maximum(y_low / (y_low - y_high), 0.1), 0.9)
-            onward = x + np.sign(y) * np.minimum(1.5 * np.abs(y), 8.0)
+            onward = x + np.minimum(np.maximum(y * stride, -8.0), 8.0)
             between = np.where(is_bracketed, x_low, 0.0) * (1.0 - share)
             between += np.where(is_bracketed, x_high, 0.0) * share
+            x_last, y_last = x, y
             x = np.where(is_bracketed, between, onward)
             x = np.minimum(np.maximum(x, -600.0), 600.0)
         lengths, demand = _respond(relaxation, deadline_s, np.exp(x), price, lengths)
         y = np.log(np.minimum(np.maximum(demand / budget, 1e-6), 1e6))
+        if step > 0:
+            falls = (y - y_last) * (x - x_last) < 0
+            stride = np.where(falls, (x - x_last) / np.where(falls, y_last - y, 1.0), stride)
         above = y > 0
         x_low, y_low = np.where(above, x, x_low), np.where(above, y, y_low)
         x_high, y_high = np.where(above, x_high, x), np.where(above, y_high, y)

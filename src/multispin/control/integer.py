@@ -53,7 +53,8 @@ def _score(
 def improve(problem: Problem, lengths: Lengths, best: float) -> tuple[Lengths, float]:
     """A local optimum under the moves of this module, from ``lengths`` [K] worth ``best``."""
     deadline = least_deadline(problem, lengths)
-    for _ in range(_MAX_PASSES):
+    # one move of thousands changes next to nothing and costs a look at all: work stays near n log n
+    for _ in range(max(4, min(_MAX_PASSES, 4096 // problem.num_devices))):
         candidates = _neighbours(problem, lengths, deadline, best)
         if len(candidates) == 0:
             break
@@ -110,13 +111,18 @@ def _cheapest_moves(
     bandwidth_price = np.asarray([price / fall if fall > 0 else 0.0])
 
     reach = int(np.clip(64 // problem.num_devices, 2, 64))
-    shifts = np.append(np.arange(-reach, reach + 1), -problem.max_draft_length)[:, None]
+    shifts = np.arange(-reach, reach + 1)[:, None]
     low, high = problem.min_draft_length, problem.max_draft_length
-    options = np.minimum(np.maximum(lengths + shifts, low), high)  # [O, K]
+    # the last option drops to the minimum, which saves the header; the first ones, clipped at the
+    # limits, must not repeat it or each other
+    wanted = np.concatenate([lengths + shifts, np.full((1, problem.num_devices), low)])
+    options = np.minimum(np.maximum(wanted, low), high)  # [O, K]
+    is_move = (wanted == options) & (options != lengths)
+    is_move[-1] &= lengths - reach > low
     score = _score(problem, options, np.asarray([deadline]), bandwidth_price, price)
     here = _score(problem, lengths, np.asarray([deadline]), bandwidth_price, price)
     loss = np.where(np.isfinite(score), here - score, 1e300)
-    loss[options == lengths] = np.inf
+    loss[~is_move] = np.inf
     flat = loss.ravel()
     count = min(64, _budget(problem), flat.size)
     cheap = np.argpartition(flat, count - 1)[:count] if count < flat.size else np.arange(count)
