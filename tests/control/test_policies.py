@@ -146,19 +146,33 @@ def test_more_of_a_good_thing_never_hurts():
         assert solve(better).goodput_tokens_per_s >= goodput * (1 - 1e-4)
 
 
-@pytest.mark.parametrize("pair", ["llama", "qwen"])
-@pytest.mark.parametrize(("num_devices", "bandwidth"), [(20, 5e6), (20, 20e6), (10, 10e6)])
-def test_ordering_of_the_papers_policies(pair, num_devices, bandwidth):
-    above = 0
-    for seed in range(20):
+def paper_means(pair, num_devices, bandwidth, draws=40):
+    """Mean goodput by policy; the ordering that holds on every cell is checked on the way."""
+    rows = []
+    for seed in range(draws):
         problem = paper_cell(np.random.default_rng(seed), num_devices, bandwidth, pair)
         goodput = {name: solve(problem, name).goodput_tokens_per_s for name in ALL}
         assert goodput["heterogeneous"] >= goodput["length-only"] * (1 - 1e-12)
         assert goodput["heterogeneous"] >= goodput["homogeneous"] * (1 - 1e-12)
-        assert goodput["homogeneous"] >= goodput["fixed"] * (1 - 1e-12)
         assert goodput["homogeneous"] >= goodput["bandwidth-only"] * (1 - 1e-12)
-        above += goodput["length-only"] > goodput["homogeneous"]
-    assert above >= 15
+        assert goodput["bandwidth-only"] >= goodput["fixed"] * (1 - 1e-12)
+        rows.append(goodput)
+    return {name: float(np.mean([row[name] for row in rows])) for name in ALL}
+
+
+@pytest.mark.parametrize("pair", ["llama", "qwen"])
+def test_the_papers_ordering_and_gains(pair):
+    """+88 % over fixed at 5 MHz; more with more devices; equal bandwidth above equal length.
+
+    The deviation of the mean gain over 40 draws is about 10 points, so 50 to 140 % fails by
+    chance less than once in a thousand seeds, and these seeds are fixed.
+    """
+    scarce = paper_means(pair, 20, 5e6)
+    assert 1.5 < scarce["heterogeneous"] / scarce["fixed"] < 2.4
+    assert scarce["length-only"] > scarce["homogeneous"]
+    few, many = paper_means(pair, 10, 10e6), paper_means(pair, 24, 10e6)
+    gain_few, gain_many = (m["heterogeneous"] / m["fixed"] for m in (few, many))
+    assert gain_many > gain_few > 1.15
 
 
 @pytest.mark.parametrize(

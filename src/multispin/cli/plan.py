@@ -22,7 +22,7 @@ def plan(
 ) -> None:
     """Decide how far each device of a cell drafts and which bandwidth it gets."""
     # NumPy takes longer to import than `--help` may take
-    from multispin.cell import load_cell  # noqa: PLC0415
+    from multispin.cell import load_cell
 
     loaded = load_cell(cell)
     result = _solve(loaded, policy)
@@ -36,7 +36,7 @@ def plan(
 
 def _solve(cell: Any, policy: str) -> dict[str, Any]:
     """The ``plan --json`` object of contract.md."""
-    from multispin.control import solve  # noqa: PLC0415
+    from multispin.control import solve
 
     started = time.perf_counter()
     solved = solve(cell.problem, policy)
@@ -63,8 +63,8 @@ def _solve(cell: Any, policy: str) -> dict[str, Any]:
 
 def _compare(cell: Any, policy: str, solved: dict[str, Any]) -> list[dict[str, Any]]:
     """Goodput of every policy, best first; one that cannot be used says why."""
-    from multispin.control import POLICIES  # noqa: PLC0415
-    from multispin.errors import BadInput  # noqa: PLC0415
+    from multispin.control import POLICIES
+    from multispin.errors import BadInput
 
     rows: list[dict[str, Any]] = []
     for name in POLICIES:
@@ -81,8 +81,8 @@ def _compare(cell: Any, policy: str, solved: dict[str, Any]) -> list[dict[str, A
 
 
 def _show(cell: Any, result: dict[str, Any]) -> None:
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
+    from rich.console import Console
+    from rich.table import Table
 
     console = Console()
     shown = result["devices"][:50]
@@ -112,7 +112,7 @@ def _show(cell: Any, result: dict[str, Any]) -> None:
 
 
 def _show_comparison(console: Any, rows: list[dict[str, Any]]) -> None:
-    from rich.table import Table  # noqa: PLC0415
+    from rich.table import Table
 
     usable = {row["policy"]: row["goodput_tokens_per_s"] for row in rows if "reason" not in row}
     server = usable.get("server-only")
