@@ -5,7 +5,7 @@ DEMO_READY := .venv/.demo-ready
 DEV_READY := .venv/.dev-ready
 TEST_MODELS := smollm2-135m qwen2.5-coder-0.5b qwen2.5-coder-1.5b
 # On two cores: a test file stays on one worker, which loads its model once.
-PYTEST_ARGS := -n 2 --dist loadfile
+PYTEST_ARGS := -n 2 --dist loadfile -m ''
 
 # Several llama.cpp processes share the cores: waiting threads must not spin.
 export OMP_WAIT_POLICY := passive

@@ -32,6 +32,8 @@ from multispin.acceptance import Context, Proposal, certain, choose, propose, ve
 from multispin.acceptance.noise import Stream, uniform_bits
 from multispin.types import SamplingParams
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
 DRAWS = 1_000_000
 ALPHA = 1e-8
 SIDE = 3  # vocabulary of the joint tests: 27 sequences of three tokens
