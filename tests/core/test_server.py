@@ -109,6 +109,47 @@ def test_prefill_chunks_do_not_matter_and_keep_others_moving() -> None:
     assert second.session.committed == alone(long_prompt)
 
 
+def test_rounds_verify_everybody_in_one_pass_and_write_the_same() -> None:
+    kinds = ["none", "lookup", "weaker", "same"]
+    messages = [request(i, PROMPT * (1 + i), draft_length=1 + 2 * i) for i in range(4)]
+    harness = new_server(batch=BatchLimits(max_rows=128, mode="rounds", round_timeout_s=1e9))
+    writers = [
+        Writer(harness, message, new_drafter(kind), "link")
+        for message, kind in zip(messages, kinds, strict=True)
+    ]
+    rng = random.Random(3)
+    by_session = {w.session.request.session: w for w in writers}
+    while not all(w.session.finish for w in writers):
+        for writer in writers:
+            if rng.random() < 0.3:
+                writer.act()
+        past_prompt = {w.session.request.session for w in writers if w.session.committed}
+        frames_sent = [frame for _, frame in harness.step() or []]
+        writing = {k for k in past_prompt if not by_session[k].session.finish}
+        if frames_sent:
+            assert writing <= {frame.session for frame in frames_sent}
+        for frame in frames_sent:
+            by_session[frame.session].take(frame)
+    for writer, message in zip(writers, messages, strict=True):
+        assert writer.session.committed == alone(message)
+
+
+def test_a_round_does_not_wait_for_ever() -> None:
+    harness = new_server(batch=BatchLimits(mode="rounds", round_timeout_s=0.05))
+    silent = Writer(harness, request(0), new_drafter("weaker"), "a")
+    alive = Writer(harness, request(1), new_drafter("weaker"), "b")
+    while harness.step() is not None:
+        pass
+    for _ in range(60):  # the clock goes on by a millisecond a look
+        alive.act()
+        if harness.core.wait_s() is not None:
+            assert 0 <= harness.core.wait_s() <= 0.05
+        for _, frame in harness.step() or []:
+            alive.take(frame)
+    assert alive.session.committed
+    assert silent.session.committed == []
+
+
 def test_the_engine_may_die_at_any_moment() -> None:
     message = request(max_tokens=60)
     harness = new_server()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import secrets
-from typing import Annotated, get_args
+from typing import Annotated, TypeVar, get_args
 
 import typer
 
 from multispin.errors import BadInput
 from multispin.types import AcceptanceRule, SamplingParams
+
+C = TypeVar("C", bound=str)
 
 DEFAULT_PORT = 8600
 DEFAULT_DRAFT_LENGTH = 4
@@ -43,21 +45,25 @@ def num_threads(threads: int | None) -> int:
 
 def acceptance_rule(name: str | None, params: SamplingParams) -> AcceptanceRule:
     """The rule asked for; at temperature 0 every rule is greedy."""
-    choices: tuple[AcceptanceRule, ...] = get_args(AcceptanceRule)
     if name is None:
         return "greedy" if params.temperature == 0 else "coupled"
-    for choice in choices:
-        if choice == name:
-            break
-    else:
-        raise BadInput("--acceptance-rule", name, f"choose one of {', '.join(choices)}")
+    choices: tuple[AcceptanceRule, ...] = get_args(AcceptanceRule)
+    rule = choice("--acceptance-rule", name, choices)
     if params.temperature == 0:
         return "greedy"
-    if choice == "greedy":
+    if rule == "greedy":
         raise BadInput(
             "--acceptance-rule", name, "needs --temperature 0; above it take coupled or rejection"
         )
-    return choice
+    return rule
+
+
+def choice(field: str, value: str, choices: tuple[C, ...]) -> C:
+    """The choice that was named."""
+    for one in choices:
+        if one == value:
+            return one
+    raise BadInput(field, value, f"choose one of {', '.join(choices)}")
 
 
 def random_seed() -> int:

@@ -7,7 +7,7 @@ import ipaddress
 import logging
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -29,6 +29,9 @@ def serve(
     ctx_size: Annotated[int, typer.Option(help="Tokens a session can hold.")] = 4096,
     max_sessions: Annotated[int, typer.Option(help="Sessions served at once; others wait.")] = 8,
     max_draft_length: Annotated[int, typer.Option(help="Longest draft a device may send.")] = 32,
+    mode: Annotated[
+        str, typer.Option(help="stop-and-wait, or rounds: all devices in one pass, with a barrier.")
+    ] = "stop-and-wait",
     threads: options.Threads = None,
     gpu_layers: options.GpuLayers = 0,
     insecure: Annotated[
@@ -47,9 +50,11 @@ def serve(
 
     from multispin.api.app import bind
     from multispin.catalog import find_model, progress_on_stderr
-    from multispin.core.batch import BatchLimits
+    from multispin.core.batch import BatchLimits, Mode
     from multispin.core.server import ServerLimits
     from multispin.net.loading import TargetOptions
+
+    checked: Mode = options.choice("--mode", mode, get_args(Mode))
 
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     listening = bind(host, port)
@@ -58,7 +63,9 @@ def serve(
         with progress_on_stderr() as progress:
             path = os.fspath(find_model(target, progress=progress))
     max_rows = max(BatchLimits().max_rows, max_draft_length + 1)
-    limits = ServerLimits(max_draft_length, batch=BatchLimits(max_rows=max_rows))
+    if mode == "rounds":  # everybody fits in one pass
+        max_rows = max(max_rows, max_sessions * (max_draft_length + 1))
+    limits = ServerLimits(max_draft_length, batch=BatchLimits(max_rows=max_rows, mode=checked))
     load = TargetOptions(
         target=target,
         path=path,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from multispin.acceptance import PROPOSAL_TOTAL
-from multispin.core.batch import BatchLimits, form_batch
+from multispin.core.batch import BatchLimits, form_batch, round_opens_in
 from multispin.core.engine import Batch, EngineInfo, StepResult, Work
 from multispin.core.session import Session, SessionKey
 from multispin.errors import BadInput, MultispinError, PeerError
@@ -214,13 +214,21 @@ class ServerCore:
             session.busy = True
         return Batch(self._works, freed)
 
+    def wait_s(self) -> float | None:
+        """How long a shell may sleep when next_batch had nothing and no frame comes."""
+        past_prompt = [s for s in self._sessions.values() if s.num_uncached == 1]
+        if self.limits.batch.mode == "stop-and-wait" or not any(s.ready for s in past_prompt):
+            return None
+        return round_opens_in(past_prompt, self.limits.batch, self._clock())
+
     def _choose(self, sessions: list[Session]) -> list[tuple[Session, Work]]:
         """Sessions that were in a crash go alone, until a pass with them has gone well."""
+        now = self._clock()
         suspects = [session for session in sessions if session.num_crashes]
         for suspect in sorted(suspects, key=lambda s: s.num_crashes):
-            if chosen := form_batch([suspect], self.limits.batch):
+            if chosen := form_batch([suspect], self.limits.batch, now):
                 return chosen
-        return form_batch([s for s in sessions if not s.num_crashes], self.limits.batch)
+        return form_batch([s for s in sessions if not s.num_crashes], self.limits.batch, now)
 
     # --- commit --------------------------------------------------------------------------------
 

@@ -87,10 +87,12 @@ class EdgeServer:
     async def run(self) -> None:
         """Verify whatever is ready, for ever; EngineFailed if the engine cannot restart."""
         while True:
-            await self._work.wait()
             batch = self.core.next_batch()
             if batch is None:
                 self._work.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self.core.wait_s()):
+                        await self._work.wait()
                 continue
             try:
                 result = await self.engine.step(batch)
