@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -10,12 +11,29 @@ from multispin.errors import CURABLE_CODES, BadInput, MultispinError
 
 app = typer.Typer(
     name="multispin",
-    help="Cooperative token generation: devices draft, one server verifies.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"multispin {version('multispin')}")
+        raise typer.Exit
+
+
+@app.callback()
+def everywhere(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print it and exit."),
+    ] = False,
+) -> None:
+    """Cooperative token generation: devices draft, one server verifies."""
 
 
 def main() -> None:

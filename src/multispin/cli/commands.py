@@ -10,10 +10,11 @@ from multispin.cli.demo import demo
 from multispin.cli.device import device
 from multispin.cli.doctor import doctor
 from multispin.cli.plan import plan
+from multispin.cli.profile import profile
 from multispin.cli.serve import serve
 
 
 def register(app: typer.Typer) -> None:
-    for command in (demo, serve, device, complete, plan, doctor):
+    for command in (demo, serve, device, complete, plan, profile, doctor):
         app.command()(command)
     app.add_typer(models.app, name="models", help="The models that have a name, and their files.")
