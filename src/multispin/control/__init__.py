@@ -2,18 +2,40 @@
 
 from multispin.control.baselines import POLICIES, solve
 from multispin.control.deadline import bandwidth_for
+from multispin.control.estimate import (
+    AcceptanceEstimate,
+    AcceptancePrior,
+    DeviceEstimate,
+    DevicePrior,
+    VerificationCurve,
+    VerificationFit,
+)
 from multispin.control.fairness import Infeasible
 from multispin.control.problem import Objective, Plan, Problem, Uplink, evaluate, expected_tokens
+from multispin.control.stop_and_wait import (
+    StopAndWaitPlan,
+    evaluate_stop_and_wait,
+    solve_stop_and_wait,
+)
 
 __all__ = [
     "POLICIES",
+    "AcceptanceEstimate",
+    "AcceptancePrior",
+    "DeviceEstimate",
+    "DevicePrior",
     "Infeasible",
     "Objective",
     "Plan",
     "Problem",
+    "StopAndWaitPlan",
     "Uplink",
+    "VerificationCurve",
+    "VerificationFit",
     "bandwidth_for",
     "evaluate",
+    "evaluate_stop_and_wait",
     "expected_tokens",
     "solve",
+    "solve_stop_and_wait",
 ]
