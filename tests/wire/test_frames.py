@@ -35,7 +35,7 @@ def test_a_coupled_draft_of_eight_tokens_is_at_most_48_bytes() -> None:
     digest = PrefixDigest()
     digest.update(range(30_000))
     ids = frames.pack_ids([151_000 + i for i in range(8)], frames.id_bits(151_936))
-    frame = Draft(session=60_000, epoch=60_000, start=30_000, digest=digest.digest(), ids=ids)
+    frame = Draft(60_000, 60_000, 30_000, digest.digest(), ids, drafting_us=400_000)
     assert len(digest.digest()) == 8
     assert len(ids) == 18
     assert len(frames.encode(frame)) <= 48
@@ -56,7 +56,7 @@ def test_the_digest_depends_on_every_token_and_not_on_the_portions() -> None:
         Hello(1, "lookup"),
         Open(1, "text", SamplingParams(logit_bias={3: 1.0}), "coupled", 7, 16, 4, ["\n"], True),
         Open(2, [frames.ChatMessage("user", "hi")], SamplingParams(), "greedy", 7, 16, 4),
-        Draft(1, 0, 9, b"8" * 8, b"abc", [(b"ab", b"cd")]),
+        Draft(1, 0, 9, b"8" * 8, b"abc", 1500, [(b"ab", b"cd")]),
     ],
 )
 def test_device_frames_come_back(frame: frames.FromDevice) -> None:
@@ -68,7 +68,7 @@ def test_device_frames_come_back(frame: frames.FromDevice) -> None:
     [
         Welcome(1, "t", "f", 100, [0], 64, 8, False),
         Verdict(1, 0, 9, 2, 3, 77, 4),
-        Verdict(1, 0, 9, 2, 3, 77, 4, "stop", b"\xff"),
+        Verdict(1, 0, 9, 2, 3, 77, 4, 9600, "stop", b"\xff"),
         frames.Error(None, "bad_frame", "no"),
     ],
 )

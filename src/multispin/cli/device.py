@@ -42,6 +42,9 @@ def device(
     draft_s_per_token: Annotated[
         float, typer.Option(help="Draft no faster than this: stands for a slower device.")
     ] = 0.0,
+    spectral_efficiency: Annotated[
+        float, typer.Option(help="Bit/s/Hz of the uplink, where the server shares out hertz.")
+    ] = 1.0,
     threads: options.Threads = None,
     gpu_layers: options.GpuLayers = 0,
     events: Annotated[
@@ -74,7 +77,11 @@ def device(
         for text in read_prompts(prompts)
     )
     drafter = drafter_options(
-        draft, threads=threads, gpu_layers=gpu_layers, draft_s_per_token=draft_s_per_token
+        draft,
+        threads=threads,
+        gpu_layers=gpu_layers,
+        draft_s_per_token=draft_s_per_token,
+        spectral_efficiency=spectral_efficiency,
     )
     asyncio.run(_run(server, drafter, requests, print_event if events else print_text))
 

@@ -18,6 +18,7 @@ def drafter_options(
     gpu_layers: int,
     num_sequences: int = 1,
     draft_s_per_token: float = 0.0,
+    spectral_efficiency: float = 1.0,
 ) -> DrafterOptions:
     """Find the drafter's file, pulling it from the catalog if need be."""
     path = None
@@ -31,4 +32,5 @@ def drafter_options(
         threads=options.num_threads(threads),
         gpu_layers=gpu_layers,
         draft_s_per_token=draft_s_per_token,
+        spectral_efficiency=spectral_efficiency,
     )

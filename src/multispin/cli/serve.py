@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import math
 import os
 import sys
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from multispin.cli import options
 from multispin.errors import BadInput
+
+if TYPE_CHECKING:
+    from multispin.core.controller import ControlSettings
 
 TARGETS_WITHOUT_FILE = ("ngram",)
 
@@ -32,6 +36,18 @@ def serve(
     mode: Annotated[
         str, typer.Option(help="stop-and-wait, or rounds: all devices in one pass, with a barrier.")
     ] = "stop-and-wait",
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            help="Who decides how far devices draft (as in `plan`); by default, each device."
+        ),
+    ] = None,
+    uplink_bits_per_s: Annotated[
+        float | None, typer.Option(help="Uplink that all devices share; shared out by --policy.")
+    ] = None,
+    bandwidth_hz: Annotated[
+        float | None, typer.Option(help="The same as a bandwidth; devices state their efficiency.")
+    ] = None,
     threads: options.Threads = None,
     gpu_layers: options.GpuLayers = 0,
     insecure: Annotated[
@@ -50,7 +66,8 @@ def serve(
 
     from multispin.api.app import bind
     from multispin.catalog import find_model, progress_on_stderr
-    from multispin.core.batch import BatchLimits, Mode
+    from multispin.core.batch import BatchLimits
+    from multispin.core.controller import Mode
     from multispin.core.server import ServerLimits
     from multispin.net.loading import TargetOptions
 
@@ -65,7 +82,9 @@ def serve(
     max_rows = max(BatchLimits().max_rows, max_draft_length + 1)
     if mode == "rounds":  # everybody fits in one pass
         max_rows = max(max_rows, max_sessions * (max_draft_length + 1))
-    limits = ServerLimits(max_draft_length, batch=BatchLimits(max_rows=max_rows, mode=checked))
+    control = _control(policy, uplink_bits_per_s, bandwidth_hz)
+    batch = BatchLimits(max_rows=max_rows, mode=checked)
+    limits = ServerLimits(max_draft_length, batch=batch, control=control)
     load = TargetOptions(
         target=target,
         path=path,
@@ -77,6 +96,30 @@ def serve(
         max_rows=max_rows,
     )
     asyncio.run(_serve(listening, load, limits))
+
+
+def _control(
+    policy: str | None, uplink_bits_per_s: float | None, bandwidth_hz: float | None
+) -> ControlSettings:
+    from multispin.control import POLICIES
+    from multispin.core.controller import ControlSettings
+
+    if policy is not None:
+        # 'exhaustive' is for small cells and people with time.
+        options.choice("--policy", policy, tuple(name for name in POLICIES if name != "exhaustive"))
+    for field, value in (
+        ("--uplink-bits-per-s", uplink_bits_per_s),
+        ("--bandwidth-hz", bandwidth_hz),
+    ):
+        if value is None:
+            continue
+        if not (math.isfinite(value) and value > 0):
+            raise BadInput(field, value, "must be above 0")
+        if policy is None:
+            raise BadInput(field, value, "needs a --policy that shares it out, as heterogeneous")
+    if uplink_bits_per_s is not None and bandwidth_hz is not None:
+        raise BadInput("--bandwidth-hz", bandwidth_hz, "state it or --uplink-bits-per-s, not both")
+    return ControlSettings(policy, uplink_bits_per_s, bandwidth_hz)
 
 
 def _check_address(host: str, insecure: bool) -> None:

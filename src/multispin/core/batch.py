@@ -11,14 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import numpy as np
 
+from multispin.core.controller import Mode
 from multispin.core.engine import Work
 from multispin.core.session import Session
-
-Mode: TypeAlias = Literal["rounds", "stop-and-wait"]
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,7 @@ class DeviceSession:
         self._text = TextStream(request.stop)
         self._epoch = 0
         self._grant = opened.draft_length
+        self.upload_bits_per_s = opened.upload_bits_per_s
         self._drafted: TokenIds = np.empty(0, np.int32)
         self._awaits_verdict = False
 
@@ -194,6 +195,7 @@ class DeviceSession:
         self._digest.update(ids)
         self._epoch += verdict.num_accepted < num_draft
         self._grant = verdict.draft_length
+        self.upload_bits_per_s = verdict.upload_bits_per_s
         self._drafted = self._drafted[:0]
         self._awaits_verdict = False
         self.finish = verdict.finish

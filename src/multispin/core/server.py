@@ -8,14 +8,16 @@ Synchronous; the clock is passed in. A shell delivers the frames and runs the en
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from multispin.acceptance import PROPOSAL_TOTAL
 from multispin.core.batch import BatchLimits, form_batch, round_opens_in
+from multispin.core.controller import Controller, ControlSettings, SessionKey
 from multispin.core.engine import Batch, EngineInfo, StepResult, Work
-from multispin.core.session import Session, SessionKey
+from multispin.core.session import Session
 from multispin.errors import BadInput, MultispinError, PeerError
 from multispin.types import TokenIds
 from multispin.wire import frames
@@ -29,6 +31,7 @@ class ServerLimits:
     max_draft_length: int = 32
     max_waiting: int = 256  # sessions queued for a free sequence
     batch: BatchLimits = field(default_factory=BatchLimits)
+    control: ControlSettings = field(default_factory=ControlSettings)
 
 
 class Outgoing(NamedTuple):
@@ -60,6 +63,7 @@ class ServerCore:
         self.counters = Counters()
         self.vocabulary = info.vocabulary()
         self.id_bits = frames.id_bits(self.vocabulary.size)
+        self.controller = Controller(limits.control, self.id_bits, limits.max_draft_length, clock)
         self._clock = clock
         self._sessions: dict[SessionKey, Session] = {}
         # A heap: reproducible mode is quickest with low, adjacent sequences.
@@ -74,6 +78,12 @@ class ServerCore:
 
     # --- observe -------------------------------------------------------------------------------
 
+    def connect(self, link: Hashable, spectral_efficiency: float) -> None:
+        """A device said hello."""
+        if not (math.isfinite(spectral_efficiency) and 0 < spectral_efficiency <= 100):
+            raise BadInput("spectral_efficiency", spectral_efficiency, "must lie in (0, 100]")
+        self.controller.connect(link, spectral_efficiency)
+
     def open(self, link: Hashable, message: Open, prompt: TokenIds) -> list[Outgoing]:
         """Begin a session. ``prompt`` is the message's prompt in the target's token ids."""
         key = SessionKey(link, message.session)
@@ -82,19 +92,20 @@ class ServerCore:
         except MultispinError as error:
             return [self._error(link, message.session, error)]
         room = self.info.context_length - len(prompt)
-        now = self._clock()
+        self.controller.join(key, message.draft_length)
         session = Session(
             key=key,
             request=message,
             tokens=prompt.tolist(),
             max_tokens=min(message.max_tokens, room),
             vocabulary=self.vocabulary,
-            opened_at=now,
-            waiting_since=now,
+            allowed=self.controller.grant(key),
+            waiting_since=self._clock(),
         )
         self._sessions[key] = session
         packed = frames.pack_ids(prompt, self.id_bits)
-        return [Outgoing(link, Opened(message.session, packed, session.grant))]
+        rate = session.allowed.upload_bits_per_s
+        return [Outgoing(link, Opened(message.session, packed, session.grant, rate))]
 
     def _check_open(self, key: SessionKey, message: Open, prompt: TokenIds) -> None:
         if key in self._sessions:
@@ -156,7 +167,11 @@ class ServerCore:
             self._end(session)
             return [self._error(link, message.session, error)]
         session.draft, session.proposals = ids, proposals
-        session.waiting_since = self._clock()
+        now = self._clock()
+        self.controller.drafted(
+            session.key, len(ids), message.drafting_us * 1e-6, now - session.waiting_since
+        )
+        session.waiting_since = now
         return []
 
     def _proposals(
@@ -193,6 +208,7 @@ class ServerCore:
         """The link is gone, and with it its sessions."""
         for key in [key for key in self._sessions if key.link == link]:
             self._end(self._sessions[key])
+        self.controller.drop(link)
 
     # --- plan ----------------------------------------------------------------------------------
 
@@ -239,6 +255,9 @@ class ServerCore:
         running, self._running = self._running, []
         self.counters.num_batches += 1
         self.counters.forward_s += result.forward_s
+        if all(work.samples and work.num_rows == work.num_draft + 1 for work in self._works):
+            num_rows = sum(work.num_rows for work in self._works)
+            self.controller.passed(num_rows, len(self._works), result.forward_s)
         for session, work, outcome in zip(running, self._works, result.outcomes, strict=True):
             session.busy = False
             session.num_crashes = 0
@@ -249,7 +268,8 @@ class ServerCore:
             if not work.samples:
                 session.num_cached = work.start + work.num_rows
                 continue
-            verdict = session.commit(outcome)
+            self.controller.judged(session.key, work.num_draft, outcome.num_accepted)
+            verdict = session.commit(outcome, self.controller.grant(session.key))
             session.waiting_since = now
             self._count(work.num_draft, verdict)
             out.append(Outgoing(session.key.link, verdict))
@@ -295,6 +315,7 @@ class ServerCore:
 
     def _release(self, session: Session) -> None:
         del self._sessions[session.key]
+        self.controller.leave(session.key)
         if session.seq is not None:
             heapq.heappush(self._free_seqs, session.seq)
             self._freed.append(session.seq)

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
+from multispin.core.controller import Grant, SessionKey
 from multispin.core.engine import Outcome
 from multispin.core.text import TextStream
 from multispin.errors import PeerError
 from multispin.lm.base import Vocabulary
 from multispin.types import FinishReason, TokenIds
 from multispin.wire.frames import Draft, Open, PrefixDigest, Verdict
-
-
-class SessionKey(NamedTuple):
-    link: Hashable
-    session: int
 
 
 @dataclass
@@ -31,7 +25,7 @@ class Session:
     tokens: list[int]
     max_tokens: int  # the request's, cut to what the context can hold
     vocabulary: Vocabulary
-    opened_at: float
+    allowed: Grant
     seq: int | None = None  # the engine's sequence, once there is a free one
     num_cached: int = 0  # tokens[:num_cached] are in the engine's cache
     epoch: int = 0
@@ -49,7 +43,7 @@ class Session:
         self._digest = PrefixDigest()
         self._digest.update(self.tokens)
         self._text = TextStream(self.request.stop)
-        self.grant = self._next_grant()
+        self.grant = self._next_length()
 
     @property
     def num_remaining(self) -> int:
@@ -94,8 +88,9 @@ class Session:
             )
         return None
 
-    def commit(self, outcome: Outcome) -> Verdict:
-        """Apply a judgement: extend the text, settle the next grant, record the verdict."""
+    def commit(self, outcome: Outcome, allowed: Grant) -> Verdict:
+        """Apply a judgement: extend the text, record the verdict, which carries the next grant."""
+        self.allowed = allowed
         draft = [] if self.draft is None else self.draft.tolist()
         start = len(self.tokens)
         judged = [*draft[: outcome.num_accepted], outcome.token]
@@ -112,7 +107,8 @@ class Session:
             num_accepted=outcome.num_accepted,
             num_committed=num_committed,
             token=outcome.token,
-            draft_length=0 if finish else self._next_grant(),
+            draft_length=0 if finish else self._next_length(),
+            upload_bits_per_s=allowed.upload_bits_per_s,
             finish=finish,
             text=self.vocabulary.decode(committed) if self.request.wants_text else b"",
         )
@@ -123,9 +119,9 @@ class Session:
         self.recorded = verdict
         return verdict
 
-    def _next_grant(self) -> int:
+    def _next_length(self) -> int:
         # A verification commits up to one token more than was drafted.
-        return min(self.request.draft_length, self.num_remaining - 1)
+        return min(self.allowed.draft_length, self.num_remaining - 1)
 
     def _cut(self, judged: list[int]) -> tuple[int, FinishReason | None]:
         """How many of these tokens are committed, and why the text ends there, if it does."""

@@ -9,14 +9,19 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
+import msgspec
+
 from multispin.core.device import Committed, DeviceSession, SpeculationStats
 from multispin.core.drafter import Drafter
 from multispin.errors import PeerError
 from multispin.net.link import Channel, DeviceLink
 from multispin.types import AcceptanceRule, SamplingParams
-from multispin.wire.frames import ChatMessage, Close, Open, Opened, Verdict
+from multispin.wire import frames
+from multispin.wire.frames import ChatMessage, Close, Draft, Open, Opened, Verdict
 
 T = TypeVar("T")
+
+TRANSPORT_BITS = 592  # TCP, IP and TLS headers of a message
 
 
 class Request(NamedTuple):
@@ -46,6 +51,7 @@ class Device:
         self._drafter = drafter
         self._draft_s_per_token = draft_s_per_token
         self._clock = clock
+        self._uplink_free_at = 0.0
         # A language model runs one draft at a time; the link stays responsive meanwhile.
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="drafter")
         self._free_seqs = list(range(drafter.num_sequences if drafter else 0))[::-1]
@@ -94,11 +100,21 @@ class Device:
             spare_s = num_tokens * self._draft_s_per_token - (self._clock() - began)
             if spare_s > 0:
                 await asyncio.sleep(spare_s)
+            drafting_us = round(1e6 * (self._clock() - began))
+            draft = msgspec.structs.replace(draft, drafting_us=drafting_us)
+            await self._take_turn(draft, session.upload_bits_per_s)
             await channel.send(draft)
         while True:
             committed = session.apply(await channel.receive(Verdict))
             if committed is not None:
                 return committed
+
+    async def _take_turn(self, draft: Draft, bits_per_s: int) -> None:
+        """Keep this device's uploads, headers included, within the rate that it was granted."""
+        if bits_per_s:
+            num_bits = 8 * len(frames.encode(draft)) + TRANSPORT_BITS
+            self._uplink_free_at = max(self._uplink_free_at, self._clock()) + num_bits / bits_per_s
+            await asyncio.sleep(self._uplink_free_at - self._clock())
 
     async def close(self) -> None:
         await self.link.close()

@@ -25,6 +25,7 @@ class DrafterOptions(msgspec.Struct, frozen=True):
     threads: int = 1
     gpu_layers: int = 0
     draft_s_per_token: float = 0.0
+    spectral_efficiency: float = 1.0
 
 
 async def connect(server: str, options: DrafterOptions) -> Device:
@@ -36,7 +37,12 @@ async def connect(server: str, options: DrafterOptions) -> Device:
     own = drafter.vocabulary if drafter else None
     transport = await WebSocketTransport.connect(server)
     try:
-        link = await DeviceLink.greet(transport, options.draft, own.fingerprint if own else None)
+        link = await DeviceLink.greet(
+            transport,
+            options.draft,
+            own.fingerprint if own else None,
+            options.spectral_efficiency,
+        )
         if options.draft == "ngram":
             drafter = await _ngram(link, options)
     except BaseException:

@@ -65,9 +65,16 @@ class DeviceLink:
         self._reader = asyncio.create_task(self._read())
 
     @classmethod
-    async def greet(cls, transport: Transport, drafter: str, fingerprint: str | None) -> DeviceLink:
+    async def greet(
+        cls,
+        transport: Transport,
+        drafter: str,
+        fingerprint: str | None,
+        spectral_efficiency: float = 1.0,
+    ) -> DeviceLink:
         """Say hello. Raise PeerError if the server declines."""
-        await transport.send(frames.encode(Hello(PROTOCOL_VERSION, drafter, fingerprint)))
+        hello = Hello(PROTOCOL_VERSION, drafter, fingerprint, spectral_efficiency)
+        await transport.send(frames.encode(hello))
         try:
             answer = frames.decode_from_server(await transport.receive())
         except TransportClosed:

@@ -152,6 +152,7 @@ class EdgeServer:
                 f"its vocabulary differs from that of the target {info.target}: draft with a "
                 "model of the target's family, or with lookup",
             )
+        self.core.connect(link, hello.spectral_efficiency)
         link.send(
             Welcome(
                 version=PROTOCOL_VERSION,

@@ -29,6 +29,7 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag=0):
     version: int
     drafter: str
     fingerprint: str | None = None
+    spectral_efficiency: float = 1.0  # bit/s/Hz of its uplink, where the server's budget is in Hz
 
 
 class Welcome(msgspec.Struct, array_like=True, frozen=True, tag=1):
@@ -74,13 +75,15 @@ class Opened(msgspec.Struct, array_like=True, frozen=True, tag=3):
     session: int
     prompt_ids: bytes
     draft_length: int
+    upload_bits_per_s: int = 0
 
 
 class Draft(msgspec.Struct, array_like=True, frozen=True, tag=4):
     """Device → server: tokens proposed for positions ``start``, ``start`` + 1, ….
 
-    ``digest`` is that of the first ``start`` tokens of the session. ``proposals`` go with the
-    rule 'rejection' only: for each token, packed ids and 16-bit counts less one.
+    ``digest`` is that of the first ``start`` tokens of the session, ``drafting_us`` the time that
+    drafting took. ``proposals`` go with the rule 'rejection' only: for each token, packed ids and
+    16-bit counts less one.
     """
 
     session: int
@@ -88,6 +91,7 @@ class Draft(msgspec.Struct, array_like=True, frozen=True, tag=4):
     start: int
     digest: bytes
     ids: bytes
+    drafting_us: int = 0
     proposals: list[tuple[bytes, bytes]] = []
 
 
@@ -97,7 +101,7 @@ class Verdict(msgspec.Struct, array_like=True, frozen=True, tag=5):
 
     The first ``num_committed`` of these tokens are committed: all of them, unless ``finish`` says
     that the text ended earlier. ``draft_length`` is the next grant: 0 means that the server goes
-    on alone.
+    on alone. Uploads keep to ``upload_bits_per_s``; 0 means no limit.
     """
 
     session: int
@@ -107,6 +111,7 @@ class Verdict(msgspec.Struct, array_like=True, frozen=True, tag=5):
     num_committed: int
     token: int
     draft_length: int
+    upload_bits_per_s: int = 0
     finish: FinishReason | None = None
     text: bytes = b""
 
