@@ -47,8 +47,9 @@ def measure(num_devices: int) -> dict[str, float]:
         now[0] = step / (VERDICTS_PER_S * num_devices)
         began = began_real[0] = time.perf_counter()
         length = 6
+        drafting_s = length * float(speed[index])
         accepted = min(length, int(rng.geometric(1 - acceptance[index])) - 1)
-        controller.drafted(key, length, length * speed[index], length * speed[index] + 0.05)
+        controller.drafted(key, length, drafting_s, drafting_s + 0.05)
         controller.passed(num_devices, num_devices, 0.03 + 0.002 * num_devices)
         controller.judged(key, length, accepted)
         controller.grant(key)

@@ -76,6 +76,8 @@ CURABLE_CODES = frozenset(
         "build_crashes",
         "context_overflow",
         "draft_too_long",
+        "loading",
+        ModelUnavailable.default_code,
         "unreachable",
         "version_mismatch",
     }

@@ -19,6 +19,9 @@ AcceptanceRule: TypeAlias = Literal["greedy", "coupled", "rejection"]
 FinishReason: TypeAlias = Literal["stop", "length"]
 
 
+MAX_BIASES = 1024
+
+
 class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the target's next token is chosen; identical with and without drafting.
 
@@ -46,17 +49,16 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def validate(self) -> None:
         """Raise BadInput for the first field out of range."""
         _check("temperature", self.temperature, 0.0, 100.0)
-        if self.top_k < 0:
+        if not 0 <= self.top_k < 2**31:
             raise BadInput("top_k", self.top_k, "must be 0 (off) or a positive number of tokens")
         if not 0.0 < self.top_p <= 1.0:
             raise BadInput("top_p", self.top_p, "must be above 0 and at most 1 (1: off)")
         _check("min_p", self.min_p, 0.0, 1.0)
-        if not 0.0 < self.repetition_penalty <= 100.0:
-            raise BadInput(
-                "repetition_penalty", self.repetition_penalty, "must be above 0 (1: off)"
-            )
+        _check("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         _check("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        if len(self.logit_bias) > MAX_BIASES:
+            raise BadInput("logit_bias", f"{len(self.logit_bias)} tokens", f"at most {MAX_BIASES}")
         for token, bias in self.logit_bias.items():
             _check(f"logit_bias[{token}]", bias, -100.0, 100.0)
 

@@ -134,6 +134,11 @@ def test_a_device_takes_prompts_from_a_file_and_from_standard_input(
         (["--draft", "/no/such/file.gguf"], ["/no/such/file.gguf"]),
         (["--chat"], ["chat template"]),
         (["--max-tokens", "many"], ["--max-tokens"]),
+        (["--max-tokens", str(2**62)], ["--max-tokens"]),
+        (["--draft-length", str(10**23)], ["--draft-length"]),
+        (["--top-k", str(10**23)], ["top_k"]),
+        (["--logit-bias", f"{10**23}=1"], ["--logit-bias"]),
+        (["--stop", "a\udcff"], ["--stop", "UTF-8"]),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -157,7 +162,7 @@ def test_a_prompt_that_does_not_fit_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "server_option", ["127.0.0.1:1", "no-such-host.invalid:80", "nonsense", ":::"]
+    "server_option", ["127.0.0.1:1", "no-such-host.invalid:80", "nonsense", "nonsense:port", ":::"]
 )
 def test_an_unreachable_server_is_named(server_option: str) -> None:
     done = run("complete", PROMPT, "--server", server_option)
@@ -174,7 +179,16 @@ def test_serve_refuses_a_taken_port_and_a_public_address(server: str) -> None:
     done = run("serve", "--target", "ngram", "--host", "0.0.0.0", "--port", "0")
     assert done.returncode == 2
     assert "--insecure" in done.stderr
-    for arguments in (["--port", "99999"], ["--ctx-size", "0"], ["--max-sessions", "0"]):
+    for arguments in (
+        ["--port", "99999"],
+        ["--ctx-size", "0"],
+        ["--ctx-size", "99999999999"],
+        ["--max-sessions", "300"],
+        ["--mode", "chaos"],
+        ["--policy", "luck"],
+        ["--uplink-bits-per-s", "1e6"],
+        ["--policy", "heterogeneous", "--bandwidth-hz", "0"],
+    ):
         assert run("serve", "--target", "ngram", *arguments).returncode == 2
     assert run("serve", "--target", "no-such").returncode == 2
 

@@ -108,7 +108,9 @@ class Writer:
         [(_, opened)] = harness.open(message, link)
         assert isinstance(opened, Opened), opened
         size = harness.core.vocabulary.size
-        self.session = DeviceSession(message, opened, drafter, 0, size)
+        self.session = DeviceSession(
+            message, opened, drafter, 0, size, harness.core.info.context_length
+        )
         self.text = ""
 
     def act(self) -> None:

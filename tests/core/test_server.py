@@ -7,6 +7,7 @@ import pytest
 from multispin.acceptance import Context, choose
 from multispin.core.batch import BatchLimits
 from multispin.core.device import DeviceSession
+from multispin.errors import PeerError
 from multispin.lm.base import Rows
 from multispin.lm.ngram import NgramModel
 from multispin.types import SamplingParams
@@ -245,7 +246,9 @@ def opened_session(harness, **fields):  # type: ignore[no-untyped-def]
     message = request(**fields)
     [(_, opened)] = harness.open(message)
     assert isinstance(opened, Opened)
-    return DeviceSession(message, opened, new_drafter("weaker"), 0, harness.core.vocabulary.size)
+    info = harness.core.info
+    size = harness.core.vocabulary.size
+    return DeviceSession(message, opened, new_drafter("weaker"), 0, size, info.context_length)
 
 
 def settle(harness) -> list:  # type: ignore[no-untyped-def]
@@ -262,7 +265,7 @@ def test_a_repeated_draft_gets_the_recorded_verdict() -> None:
     settle(harness)
     draft, _ = session.make_draft()
     assert harness.draft(draft) == []
-    # Repeated before the verdict: not due, so it is out of order only if it differs.
+    assert harness.draft(draft) == []  # while it is being verified
     [first] = settle(harness)
     assert harness.draft(draft) == [first]
     assert settle(harness) == []
@@ -334,6 +337,11 @@ def test_a_stale_draft_is_ignored() -> None:
         ({"logit_bias": {100_000: 1.0}}, "bad_input", "logit_bias"),
         ({"prompt": "x" * 512}, "context_overflow", "prompt"),
         ({"prompt": ""}, "bad_input", "prompt"),
+        ({"prompt": "x" * 100_000}, "context_overflow", "prompt"),
+        ({"rule": "greedy"}, "bad_input", "rule"),
+        ({"repetition_penalty": 1e-40}, "bad_input", "repetition_penalty"),
+        ({"stop": ("x",) * 17}, "bad_input", "stop"),
+        ({"logit_bias": dict.fromkeys(range(2000), 1.0)}, "bad_input", "logit_bias"),
     ],
 )
 def test_a_wrong_open_is_refused_by_name(fields: dict, code: str, named: str) -> None:
@@ -363,14 +371,86 @@ def test_an_open_session_cannot_be_opened_again_and_closing_frees_it() -> None:
     assert writer.session.committed == alone(request())
 
 
+def test_a_work_that_cannot_be_judged_ends_its_session_alone() -> None:
+    harness = new_server()
+    bad = Writer(harness, request(0), new_drafter("none"), "a")
+    good = Writer(harness, request(1), new_drafter("weaker"), "b")
+    errors = []
+    while not good.session.finish:
+        good.act()
+        batch = harness.core.next_batch()
+        assert batch is not None
+        works = [
+            # No check at the door lets this pass; should one be forgotten, nobody else suffers.
+            msgspec.structs.replace(work, rule="greedy") if work.seq == 0 else work
+            for work in batch.works
+        ]
+        result = harness.engine.step(msgspec.structs.replace(batch, works=works))
+        for link, frame in harness.core.complete(result):
+            if link == "a":
+                errors.append(frame.code)
+            else:
+                good.take(frame)
+    assert errors == ["engine_failed"]
+    assert bad.session.committed == []
+    assert good.session.committed == alone(request(1))
+
+
+def test_the_first_grant_leaves_room_for_the_bonus_token() -> None:
+    harness = new_server()
+    [(_, opened)] = harness.open(request(max_tokens=8, draft_length=32))
+    assert opened.draft_length == 7
+
+
+def test_a_batch_keeps_to_its_rows_and_serves_the_oldest_first() -> None:
+    harness = new_server(batch=BatchLimits(max_rows=6, prefill_rows=6))
+    writers = [Writer(harness, request(i), new_drafter("weaker"), str(i)) for i in range(3)]
+    settle(harness)
+    for index in (2, 0, 1):
+        writers[index].act()
+    order = []
+    while (batch := harness.core.next_batch()) is not None:
+        assert batch.num_rows <= 6
+        order += [link for link, _ in harness.core.complete(harness.engine.step(batch))]
+    assert order == ["2", "0", "1"]
+
+
+def test_a_verdict_that_commits_too_much_is_refused() -> None:
+    harness = new_server()
+    session = opened_session(harness, max_tokens=3)
+    settle(harness)
+    session.make_draft()
+    session.apply(frames.Verdict(0, 0, len(PROMPT), 2, 3, 65, 2))
+    with pytest.raises(PeerError):
+        session.apply(frames.Verdict(0, 0, len(PROMPT) + 3, 0, 2, 65, 2))
+
+
 def test_rejection_sends_what_it_drew_from() -> None:
     harness = new_server()
     session = opened_session(harness, rule="rejection", temperature=1.0)
     settle(harness)
     draft, num_tokens = session.make_draft()
     assert len(draft.proposals) == num_tokens == 4
-    broken = msgspec.structs.replace(draft, proposals=draft.proposals[:1])
-    [(_, error)] = harness.draft(broken)
+    size, bits = harness.core.vocabulary.size, harness.core.id_bits
+    ids, counts = draft.proposals[0]
+    drafted = int(frames.unpack_ids(draft.ids, bits, size)[0])
+    without = [t for t in frames.unpack_ids(ids, bits, size) if t != drafted]
+    spread = np.full(len(without), 65_536 // len(without) - 1, np.int64)
+    spread[0] += 65_536 - int((spread + 1).sum())
+    for first in (
+        (ids, counts[:-1]),
+        (ids, counts[:-2]),
+        (ids[:-1], counts),
+        (frames.pack_ids(without, bits), spread.astype("<u2").tobytes()),
+        (b"", b""),
+    ):
+        broken = msgspec.structs.replace(draft, proposals=[first, *draft.proposals[1:]])
+        other = new_server()
+        opened_session(other, rule="rejection", temperature=1.0)
+        settle(other)
+        [(_, error)] = other.draft(broken)
+        assert error.code == "bad_frame"
+    [(_, error)] = harness.draft(msgspec.structs.replace(draft, proposals=draft.proposals[:1]))
     assert error.code == "bad_frame"
     for kind in ("weaker", "same", "lookup", "none"):
         writer = write(request(rule="rejection", temperature=1.0, max_tokens=120), kind)

@@ -97,7 +97,9 @@ class Cell:
         [(_, opened)] = self.core.open(index, message, prompt)
         assert isinstance(opened, Opened), opened
         size = self.core.vocabulary.size
-        self._sessions[index] = DeviceSession(message, opened, hardware.drafter, 0, size)
+        self._sessions[index] = DeviceSession(
+            message, opened, hardware.drafter, 0, size, self._engine.info.context_length
+        )
         self._act(index)
 
     def _act(self, index: int) -> None:

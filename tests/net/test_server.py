@@ -11,7 +11,7 @@ import pytest
 from multispin.core.batch import BatchLimits
 from multispin.core.drafter import Drafter
 from multispin.core.server import ServerLimits
-from multispin.errors import PeerError
+from multispin.errors import EngineLost, PeerError
 from multispin.net.device import Device, Request
 from multispin.net.engine_process import LocalEngine
 from multispin.net.link import DeviceLink
@@ -226,3 +226,56 @@ def test_a_server_that_goes_away_is_an_error_at_the_device() -> None:
             assert caught.value.code == "unreachable"
 
     play(scene)
+
+
+class DyingEngine(LocalEngine):
+    """Loses its caches at every pass."""
+
+    async def step(self, batch):  # type: ignore[no-untyped-def]
+        await asyncio.sleep(0)
+        raise EngineLost("died")
+
+
+def test_a_session_that_the_engine_never_survives_is_told() -> None:
+    async def main() -> None:
+        server = EdgeServer(DyingEngine(new_engine()), ServerLimits())
+        running = asyncio.create_task(server.run())
+        async with device(server, "none") as it:
+            with pytest.raises(PeerError) as caught:
+                await asyncio.wait_for(text_of(it, wanted()), 5)
+        assert caught.value.code == "engine_failed"
+        running.cancel()
+
+    asyncio.run(main())
+
+
+def test_a_server_that_never_answers_hello_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multispin.net.link.WELCOME_TIMEOUT_S", 0.05)
+
+    async def main() -> None:
+        near, _ = MemoryTransport.pair()
+        with pytest.raises(PeerError) as caught:
+            await DeviceLink.greet(near, "none", None)
+        assert caught.value.code == "unreachable"
+
+    asyncio.run(main())
+
+
+def test_texts_that_hold_everybody_up_are_refused_unread() -> None:
+    class Untouched(LocalEngine):
+        async def tokenize(self, text: str, *, parse_special: bool):  # type: ignore[no-untyped-def]
+            raise AssertionError("it was tokenized")
+
+    async def main() -> None:
+        server = EdgeServer(Untouched(new_engine()), ServerLimits())
+        async with device(server, "none") as it:
+            many = [frames.ChatMessage("u", "")] * 10_000
+            for prompt in ("x" * 1_000_000, many):
+                with pytest.raises(PeerError) as caught:
+                    await text_of(it, wanted(prompt=prompt))
+                assert caught.value.code == "context_overflow"
+            with pytest.raises(PeerError) as caught:
+                await it.link.tokenize("x" * 300_000)
+            assert caught.value.code == "bad_frame"
+
+    asyncio.run(main())

@@ -16,11 +16,11 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from multispin.errors import BadInput
+from multispin.errors import BadInput, PeerError
 from multispin.net.server import EdgeServer
 from multispin.net.transport import TransportClosed
 from multispin.net.websocket import DEVICE_PATH
-from multispin.wire.frames import MAX_FRAME_BYTES
+from multispin.wire.frames import MAX_FRAME_BYTES, Error, encode
 
 SHUTDOWN_S = 2  # devices get so long to hear that the server closes
 
@@ -40,11 +40,13 @@ class StarletteTransport:
     async def receive(self) -> bytes:
         try:
             return await self._socket.receive_bytes()
-        except (WebSocketDisconnect, RuntimeError, KeyError):  # KeyError: a text message
+        except (WebSocketDisconnect, RuntimeError):
             raise TransportClosed from None
+        except KeyError:
+            raise PeerError("a text message: frames are binary", code="bad_frame") from None
 
     async def close(self) -> None:
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(RuntimeError, WebSocketDisconnect):
             await self._socket.close()
 
 
@@ -68,11 +70,15 @@ def create_app(state: ServerState) -> Starlette:
         return JSONResponse({"status": "the model is being loaded"}, status_code=503)
 
     async def device(websocket: WebSocket) -> None:
-        if state.server is None:
-            await websocket.close()  # before it was accepted: an HTTP error
-            return
         await websocket.accept()
-        await state.server.serve(StarletteTransport(websocket))
+        transport = StarletteTransport(websocket)
+        if state.server is not None:
+            await state.server.serve(transport)
+            return
+        error = Error(None, "loading", "the server is loading its model: try again in a moment")
+        with contextlib.suppress(TransportClosed):
+            await transport.send(encode(error))
+        await transport.close()
 
     return Starlette(routes=[Route("/health", health), WebSocketRoute(DEVICE_PATH, device)])
 

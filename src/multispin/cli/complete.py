@@ -64,7 +64,9 @@ def complete(
     params.validate()
     rule = options.acceptance_rule(acceptance_rule, params)
     options.check_writing(draft_length, max_tokens, seed)
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = options.utf8("PROMPT", sys.stdin.read() if prompt == "-" else prompt)
+    for sequence in stop or []:
+        options.utf8("--stop", sequence)
     if not text:
         raise BadInput("PROMPT", "''", "must not be empty")
 
@@ -98,6 +100,8 @@ def _parse_bias(pairs: list[str]) -> dict[int, float]:
             bias[int(token)] = float(value)
         except ValueError:
             raise BadInput("--logit-bias", pair, "must be ID=BIAS, as in 198=-5") from None
+        if not 0 <= int(token) < 2**31:
+            raise BadInput("--logit-bias", pair, "is no token id of the target")
     return bias
 
 

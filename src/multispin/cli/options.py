@@ -66,14 +66,23 @@ def choice(field: str, value: str, choices: tuple[C, ...]) -> C:
     raise BadInput(field, value, f"choose one of {', '.join(choices)}")
 
 
+def utf8(field: str, text: str) -> str:
+    """The text, which must have been given in UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadInput(field, repr(text[:40]), "must be UTF-8 text") from None
+    return text
+
+
 def random_seed() -> int:
     return secrets.randbits(32)
 
 
 def check_writing(draft_length: int, max_tokens: int, seed: int | None) -> None:
-    if max_tokens < 1:
+    if not 1 <= max_tokens < 2**31:
         raise BadInput("--max-tokens", max_tokens, "must be at least 1")
-    if draft_length < 0:
-        raise BadInput("--draft-length", draft_length, "must be 0 or more")
+    if not 0 <= draft_length < 2**15:
+        raise BadInput("--draft-length", draft_length, "must be 0 or more, and a few at most")
     if seed is not None and not 0 <= seed < 2**63:
         raise BadInput("--seed", seed, "must be an integer from 0 to 2^63 - 1")

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from multispin.cli import options
@@ -16,11 +17,13 @@ from multispin.errors import BadInput
 from multispin.types import SamplingParams
 
 if TYPE_CHECKING:
+    from multispin.bench.pair import Sampling
     from multispin.bench.profile import Profile
     from multispin.core.engine import Engine
 
 NUM_SEQUENCES = 8
 MAX_DRAFT_LENGTH = 32
+MIN_CONTEXT = 256  # what measuring batches needs
 
 
 def profile(
@@ -57,19 +60,15 @@ def profile(
     _check(draft, draft_length, ctx_size)
     _check_out(out, as_json)
 
+    from multispin.bench import pair
     from multispin.bench.profile import cell_toml, default_prompts
-    from multispin.bench.verification import CONTEXT_TOKENS
     from multispin.cli.device import read_prompts
 
-    if ctx_size < 2 * CONTEXT_TOKENS:
-        raise BadInput("--ctx-size", ctx_size, f"must be at least {2 * CONTEXT_TOKENS}")
     texts = default_prompts() if prompts is None else list(read_prompts(prompts))
     if not texts:
         raise BadInput("--prompts", prompts, "holds no prompt; write one a line")
 
-    from multispin.bench.pair import Sampling
-
-    sampling = Sampling(
+    sampling = pair.Sampling(
         params, options.acceptance_rule(None, params), seed, max_tokens, draft_length
     )
     measured = _measure(target, draft, texts, sampling, chat, ctx_size, threads, gpu_layers)
@@ -90,7 +89,7 @@ def _measure(
     target: str,
     draft: str,
     texts: list[str],
-    sampling,  # type: ignore[no-untyped-def]
+    sampling: Sampling,
     chat: bool,
     ctx_size: int,
     threads: int | None,
@@ -107,6 +106,7 @@ def _measure(
         with progress_on_stderr() as progress:
             path = os.fspath(find_model(target, progress=progress))
     drafting = drafter_options(draft, threads=threads, gpu_layers=gpu_layers)
+    drafting = msgspec.structs.replace(drafting, context_length=ctx_size)
     _tell(f"loading {target} and {draft}")
     engine: Engine = load_target(
         TargetOptions(
@@ -131,6 +131,8 @@ def _check(draft: str, draft_length: int, ctx_size: int) -> None:
         raise BadInput("--draft", draft, "drafts nothing; take a model, lookup or ngram")
     if not 1 <= draft_length <= MAX_DRAFT_LENGTH:
         raise BadInput("--draft-length", draft_length, f"must be 1 to {MAX_DRAFT_LENGTH}")
+    if ctx_size < MIN_CONTEXT:
+        raise BadInput("--ctx-size", ctx_size, f"must be at least {MIN_CONTEXT}")
 
 
 def _check_out(out: str | None, as_json: bool) -> None:

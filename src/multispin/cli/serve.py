@@ -56,13 +56,13 @@ def serve(
 ) -> None:
     """Serve a large model to devices that draft for it."""
     _check_address(host, insecure)
-    for field, value, low in (
-        ("--ctx-size", ctx_size, 16),
-        ("--max-sessions", max_sessions, 1),
-        ("--max-draft-length", max_draft_length, 0),
+    for field, value, low, high in (
+        ("--ctx-size", ctx_size, 16, 1 << 20),
+        ("--max-sessions", max_sessions, 1, 255),  # llama.cpp's limit
+        ("--max-draft-length", max_draft_length, 0, 1024),
     ):
-        if value < low:
-            raise BadInput(field, value, f"must be at least {low}")
+        if not low <= value <= high:
+            raise BadInput(field, value, f"must lie between {low} and {high}")
 
     from multispin.api.app import bind
     from multispin.catalog import find_model, progress_on_stderr

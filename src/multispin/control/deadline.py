@@ -52,11 +52,12 @@ def least_deadline(problem: Problem, lengths: AnyLengths, near: Floats | None = 
             need, slope, _ = problem.uplink.bandwidth_derivatives(rate)
             total = need.sum(axis=-1, keepdims=True)
             fall = (slope * rate * per_s).sum(axis=-1, keepdims=True)  # -dS/dphi
-            step = total * (total / problem.bandwidth_hz - 1.0) / fall
+            excess = total / problem.bandwidth_hz - 1.0
+            step = total * excess / fall
             step = np.where(np.isfinite(step), step, 0.0)
             later = np.maximum(deadline + step, soonest)
             # quadratic: a mismatch of 1e-8 before the step is below rounding after it
-            is_done = np.abs(total / problem.bandwidth_hz - 1.0) < 1e-8
+            is_done = np.abs(excess) < 1e-8
             is_done |= np.abs(later - deadline) <= 1e-15 * later
             deadline = later
             if is_done.all():

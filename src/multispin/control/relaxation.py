@@ -18,7 +18,10 @@ Q phi + s H. Everything else (t > 0, concave rate, sum of logarithms) goes by a 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
+import numpy.typing as npt
 
 from multispin.control.problem import Floats, Problem
 
@@ -44,6 +47,16 @@ def lambert_w0_of_exp(log_x: Floats) -> Floats:
     return w
 
 
+class _Terms(NamedTuple):
+    """What the closed form needs of a deadline, whatever the price [..., K]."""
+
+    log_c: Floats  # ln(C/q)
+    log_x: Floats  # logarithm of the argument of W_0, without sqrt(q)
+    y_per_w: Floats
+    slow: Floats  # s, or phi where drafting takes no time
+    is_instant: npt.NDArray[np.bool_]
+
+
 class Relaxation:
     """The real-valued problem of one cell; what does not depend on prices is computed once."""
 
@@ -55,6 +68,9 @@ class Relaxation:
         # ln(a alpha/(1 - alpha)): the logarithm of dE[N]/dL at L = 0
         self._log_gain = np.log(self._decay / np.expm1(self._decay))
         self._token_bits = problem.bits_per_token + problem.draft_s_per_token * problem.alone_rate
+
+        self._terms_at: Floats | None = None
+        self._terms: _Terms
 
     def longest(self, deadline_s: Floats) -> Floats:
         """The real L that device k could send by phi with the whole band: [..., 1] -> [..., K]."""
@@ -84,18 +100,30 @@ class Relaxation:
         return np.minimum(np.maximum(lengths, problem.min_draft_length), longest)
 
     def _closed_form(self, deadline_s: Floats, bandwidth_price: Floats) -> Floats:
+        if deadline_s is not self._terms_at:  # many prices are tried at the same deadlines
+            self._terms_at, self._terms = deadline_s, self._closed_form_terms(deadline_s)
+        terms = self._terms
+        log_price = np.log(np.maximum(bandwidth_price, _TINY))
+        w = lambert_w0_of_exp(terms.log_x + 0.5 * log_price)
+        lengths = (deadline_s - w * terms.y_per_w) / terms.slow
+        if terms.is_instant.any():
+            instant = (2.0 * np.log(deadline_s) - terms.log_c - log_price) / self._decay
+            lengths = np.where(terms.is_instant, instant, lengths)
+        return lengths
+
+    def _closed_form_terms(self, deadline_s: Floats) -> _Terms:
         problem, a = self.problem, self._decay
         s = problem.draft_s_per_token
         hz_s = problem.uplink.bandwidth(
             problem.bits_per_token * deadline_s + s * problem.bits_per_draft
         )
-        log_c = np.log(np.maximum(bandwidth_price * hz_s, _TINY)) - self._log_gain
+        log_c = np.log(np.maximum(hz_s, _TINY)) - self._log_gain
         # below this share of the deadline drafting is free; (phi - y)/s would cancel
         is_instant = s * (problem.max_draft_length + 1.0) < 1e-9 * deadline_s
         slow = np.where(is_instant, deadline_s, s)
         k = a / (2.0 * slow)
-        y = lambert_w0_of_exp(np.log(k) + 0.5 * log_c + k * deadline_s) / k
-        return np.where(is_instant, (2.0 * np.log(deadline_s) - log_c) / a, (deadline_s - y) / slow)
+        log_x = np.log(k) + 0.5 * log_c + k * deadline_s
+        return _Terms(log_c, log_x, 1.0 / k, slow, is_instant)
 
     def _newton(
         self,
@@ -114,7 +142,7 @@ class Relaxation:
         proportional = problem.objective.kind == "proportional"
         least = float(problem.min_draft_length)
         low, high = np.full(longest.shape, least), longest
-        lengths = 0.5 * (low + high) if near is None else np.clip(near, low, high)
+        lengths = 0.5 * (low + high) if near is None else np.minimum(np.maximum(near, low), high)
         weight = problem.bits_per_token * deadline_s + s * problem.bits_per_draft  # Q phi + s H
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             for _ in range(6 if near is None else 2):
@@ -122,9 +150,9 @@ class Relaxation:
                 bits = problem.bits_per_token * lengths + problem.bits_per_draft
                 _, slope, curve = problem.uplink.bandwidth_derivatives(bits * per_s)
                 rise = weight * per_s * per_s  # dR/dL
-                cost = bandwidth_price * slope * rise
-                cost_rise = bandwidth_price * rise * (curve * rise + 2.0 * s * slope * per_s)
-                marginal = token_price + cost
+                pull = bandwidth_price * rise
+                marginal = token_price + pull * slope
+                cost_rise = pull * (curve * rise + 2.0 * s * (slope * per_s))
                 f = self._log_gain - a * lengths - np.log(marginal)
                 f_slope = -a - cost_rise / marginal
                 if proportional:  # u = ln E: u' = E'/E
@@ -134,7 +162,7 @@ class Relaxation:
                 is_low = f > 0
                 low = np.where(is_low, lengths, low)
                 high = np.where(is_low, high, lengths)
-                step = np.clip(lengths - f / f_slope, low, high)
+                step = np.minimum(np.maximum(lengths - f / f_slope, low), high)
                 # past a limit: try the limit itself; past a point already tried, or NaN: bisect
                 is_tried = (step == low) & (low > least) | (step == high) & (high < longest)
                 is_lost = (is_tried & (step != lengths)) | np.isnan(step)

@@ -104,6 +104,7 @@ class DeviceSession:
         drafter: Drafter | None,
         seq: int,
         vocabulary_size: int,
+        context_length: int,
     ) -> None:
         self.request = request
         self.stats = SpeculationStats()
@@ -113,7 +114,8 @@ class DeviceSession:
         self._seq = seq
         prompt = frames.unpack_ids(opened.prompt_ids, self._id_bits, vocabulary_size)
         self.num_prompt = len(prompt)
-        self._tokens = np.empty(len(prompt) + request.max_tokens + 1, np.int32)
+        most = min(len(prompt) + request.max_tokens, max(context_length, len(prompt)))
+        self._tokens = np.empty(most + 1, np.int32)
         self._tokens[: len(prompt)] = prompt
         self._length = len(prompt)
         self._digest = PrefixDigest()

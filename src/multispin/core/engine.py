@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from multispin.acceptance import Context, Proposal, verify
+from multispin.errors import MultispinError
 from multispin.lm.base import LanguageModel, Rows, Vocabulary
 from multispin.types import AcceptanceRule, SamplingParams, TokenIds
 
@@ -56,11 +57,13 @@ class Batch(msgspec.Struct, array_like=True, frozen=True):
 class Outcome(msgspec.Struct, array_like=True, frozen=True):
     """The judgement of one work: accepted draft tokens, and the token that comes after them.
 
-    Both are 0 for a work that does not sample.
+    Both are 0 for a work that does not sample, and for one that could not be judged: ``failure``
+    says why, and only its session ends.
     """
 
     num_accepted: int
     token: int
+    failure: str | None = None
 
 
 class StepResult(msgspec.Struct, array_like=True, frozen=True):
@@ -166,7 +169,10 @@ class Engine:
                 outcomes.append(Outcome(0, 0))
                 continue
             num_judged = work.num_draft + 1
-            outcomes.append(self._judge(work, logits[row : row + num_judged]))
+            try:
+                outcomes.append(self._judge(work, logits[row : row + num_judged]))
+            except MultispinError as error:
+                outcomes.append(Outcome(0, 0, str(error)))
             row += num_judged
         return StepResult(outcomes, forward_s)
 

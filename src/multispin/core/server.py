@@ -21,8 +21,13 @@ from multispin.core.session import Session
 from multispin.errors import BadInput, MultispinError, PeerError
 from multispin.types import TokenIds
 from multispin.wire import frames
-from multispin.wire.frames import Close, Draft, Error, Open, Opened, Verdict
+from multispin.wire.frames import ChatMessage, Close, Draft, Error, Open, Opened, Verdict
 
+MAX_PROPOSAL_BYTES = 1 << 13  # of the ids, and of the counts, of one proposal
+MAX_STOPS = 16
+MAX_STOP_LENGTH = 1000
+# Longer texts cannot fit: few tokens of any vocabulary are longer than so many bytes.
+MAX_BYTES_PER_TOKEN = 64
 MAX_CRASHES = 3  # a session that was in this many crashed batches is ended
 
 
@@ -88,7 +93,8 @@ class ServerCore:
         """Begin a session. ``prompt`` is the message's prompt in the target's token ids."""
         key = SessionKey(link, message.session)
         try:
-            self._check_open(key, message, prompt)
+            self.check_open(link, message)
+            self._check_prompt(prompt)
         except MultispinError as error:
             return [self._error(link, message.session, error)]
         room = self.info.context_length - len(prompt)
@@ -107,10 +113,20 @@ class ServerCore:
         rate = session.allowed.upload_bits_per_s
         return [Outgoing(link, Opened(message.session, packed, session.grant, rate))]
 
-    def _check_open(self, key: SessionKey, message: Open, prompt: TokenIds) -> None:
-        if key in self._sessions:
-            raise PeerError(f"session = {key.session}: is open already", code="out_of_order")
+    def check_open(self, link: Hashable, message: Open) -> None:
+        """Raise for what is wrong with a message, as far as that shows without token ids."""
+        if SessionKey(link, message.session) in self._sessions:
+            raise PeerError(f"session = {message.session}: is open already", code="out_of_order")
+        self._check_size(message.prompt)
         message.params.validate()
+        if message.rule == "greedy" and message.params.temperature > 0:
+            raise BadInput("rule", "greedy", "needs temperature 0; above it coupled or rejection")
+        if len(message.stop) > MAX_STOPS or any(len(s) > MAX_STOP_LENGTH for s in message.stop):
+            raise BadInput(
+                "stop",
+                f"{len(message.stop)} sequences",
+                f"at most {MAX_STOPS}, of {MAX_STOP_LENGTH} characters each",
+            )
         if message.max_tokens < 1:
             raise BadInput("max_tokens", message.max_tokens, "must be at least 1")
         if not 0 <= message.seed < 2**63:
@@ -125,6 +141,29 @@ class ServerCore:
         for token in message.params.logit_bias:
             if not 0 <= token < self.vocabulary.size:
                 raise BadInput("logit_bias", token, "is no token id of the target")
+        num_waiting = len(self._sessions) - self.info.num_sequences
+        if num_waiting >= self.limits.max_waiting:
+            raise PeerError(
+                f"{num_waiting} sessions are waiting already: try again later, or serve with a "
+                "larger --max-sessions",
+                code="overloaded",
+            )
+
+    def _check_size(self, prompt: str | list[ChatMessage]) -> None:
+        """Tokenizing holds up everybody's batches: refuse what cannot fit before it is tried."""
+        parts = [prompt] if isinstance(prompt, str) else [m.role + m.content for m in prompt]
+        num_bytes = sum(len(part.encode(errors="replace")) for part in parts)
+        most = MAX_BYTES_PER_TOKEN * self.info.context_length
+        if num_bytes > most or len(parts) > self.info.context_length:
+            raise BadInput(
+                "prompt",
+                f"{num_bytes} bytes in {len(parts)} messages",
+                f"the context holds {self.info.context_length} tokens: shorten the prompt or serve "
+                "with a larger --ctx-size",
+                code="context_overflow",
+            )
+
+    def _check_prompt(self, prompt: TokenIds) -> None:
         if len(prompt) == 0:
             raise BadInput("prompt", "''", "must not be empty")
         if len(prompt) >= self.info.context_length:
@@ -134,13 +173,6 @@ class ServerCore:
                 f"the context holds {self.info.context_length}, prompt and answer together: "
                 "shorten the prompt or serve with a larger --ctx-size",
                 code="context_overflow",
-            )
-        num_waiting = len(self._sessions) - self.info.num_sequences
-        if num_waiting >= self.limits.max_waiting:
-            raise PeerError(
-                f"{num_waiting} sessions are waiting already: try again later, or serve with a "
-                "larger --max-sessions",
-                code="overloaded",
             )
 
     def draft(self, link: Hashable, message: Draft) -> list[Outgoing]:
@@ -153,12 +185,13 @@ class ServerCore:
             repeated = session.check(message)
             if repeated is not None:
                 return [Outgoing(link, repeated)]
-            ids = frames.unpack_ids(message.ids, self.id_bits, self.vocabulary.size)
-            if len(ids) > session.grant:
+            num_ids = 8 * len(message.ids) // self.id_bits
+            if num_ids > session.grant:
                 raise PeerError(
-                    f"draft = {len(ids)} tokens: the grant is {session.grant}",
+                    f"draft = {num_ids} tokens: the grant is {session.grant}; draft as granted",
                     code="draft_too_long",
                 )
+            ids = frames.unpack_ids(message.ids, self.id_bits, self.vocabulary.size)
             proposals = self._proposals(session, ids, message)
         except PeerError as error:
             if error.code == "stale":
@@ -188,8 +221,10 @@ class ServerCore:
             )
         checked = []
         for token, (packed, counts) in zip(ids, message.proposals, strict=True):
-            kept = frames.unpack_ids(packed, self.id_bits, self.vocabulary.size)
-            if len(counts) % 2 or not frames.is_proposal(kept, counts) or token not in kept:
+            kept = frames.unpack_ids(
+                packed[:MAX_PROPOSAL_BYTES], self.id_bits, self.vocabulary.size
+            )
+            if not frames.is_proposal(kept, counts) or token not in kept:
                 raise PeerError(
                     "draft.proposals: ids must ascend and hold the drafted one, counts must "
                     f"sum to {PROPOSAL_TOTAL}",
@@ -232,7 +267,9 @@ class ServerCore:
 
     def wait_s(self) -> float | None:
         """How long a shell may sleep when next_batch had nothing and no frame comes."""
-        past_prompt = [s for s in self._sessions.values() if s.num_uncached == 1]
+        past_prompt = [
+            s for s in self._sessions.values() if s.seq is not None and s.num_uncached == 1
+        ]
         if self.limits.batch.mode == "stop-and-wait" or not any(s.ready for s in past_prompt):
             return None
         return round_opens_in(past_prompt, self.limits.batch, self._clock())
@@ -268,6 +305,11 @@ class ServerCore:
             if not work.samples:
                 session.num_cached = work.start + work.num_rows
                 continue
+            if outcome.failure is not None:
+                failure = MultispinError(outcome.failure, code="engine_failed")
+                out.append(self._error(session.key.link, session.key.session, failure))
+                self._end(session)
+                continue
             self.controller.judged(session.key, work.num_draft, outcome.num_accepted)
             verdict = session.commit(outcome, self.controller.grant(session.key))
             session.waiting_since = now
@@ -297,7 +339,6 @@ class ServerCore:
                 )
                 out.append(self._error(session.key.link, session.key.session, error))
                 self._end(session)
-        self._freed = []
         return out
 
     def _count(self, num_draft: int, verdict: Verdict) -> None:

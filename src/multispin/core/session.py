@@ -61,8 +61,8 @@ class Session:
     def check(self, message: Draft) -> Verdict | None:
         """None if the draft is due now; the recorded verdict if it is a repetition of the last.
 
-        Raise PeerError if it cannot belong here. A draft from an abandoned path (an older epoch)
-        that is not the last one is stale: PeerError with code 'stale', which nobody is told.
+        Raise PeerError if it cannot belong here, with code 'stale', which nobody is told, for a
+        repetition of the draft that is being verified and for one of an earlier epoch.
         """
         if self.recorded is not None and (message.epoch, message.start) == (
             self.recorded.epoch,
@@ -71,13 +71,18 @@ class Session:
             return self.recorded
         if message.epoch < self.epoch:
             raise PeerError("a draft of an earlier epoch", code="stale")
+        if self.draft is not None and (message.epoch, message.start) == (
+            self.epoch,
+            len(self.tokens),
+        ):
+            raise PeerError("a draft that is being verified already", code="stale")
         if message.epoch > self.epoch or message.start != len(self.tokens):
             raise PeerError(
                 f"draft.start = {message.start} in epoch {message.epoch}: the session stands at "
                 f"{len(self.tokens)} in epoch {self.epoch}",
                 code="out_of_order",
             )
-        if self.draft is not None or self.grant == 0:
+        if self.grant == 0:
             raise PeerError(
                 "a draft while none is due: wait for the verdict and its grant", code="out_of_order"
             )

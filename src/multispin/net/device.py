@@ -89,8 +89,10 @@ class Device:
         )
         await channel.send(message)
         opened = await channel.receive(Opened)
-        size = self.link.welcome.vocabulary_size
-        return DeviceSession(message, opened, self._drafter, seq, size)
+        welcome = self.link.welcome
+        return DeviceSession(
+            message, opened, self._drafter, seq, welcome.vocabulary_size, welcome.context_length
+        )
 
     async def advance(self, channel: Channel, session: DeviceSession) -> Committed:
         """One round: draft if it is this side's turn, then wait for the verdict."""

@@ -107,5 +107,5 @@ def _read(stream: BinaryIO) -> bytes | None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except (KeyboardInterrupt, BrokenPipeError):  # the server is gone
+        sys.exit(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import sys
 
@@ -31,7 +30,7 @@ CRASHES = frozenset(
     -number
     for number in (signal.SIGILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE)
 )  # exit codes of a process that native code took down
-RESTART_DELAY_S = 0.2  # doubled at each restart in a row
+RESTART_DELAY_S = 0.2  # doubled at each failed restart in a row
 
 
 class LocalEngine:
@@ -65,7 +64,9 @@ class EngineProcess:
         self._up = asyncio.Event()  # set while requests make sense, and when all hope is lost
         self._failure: EngineFailed | None = None
         self._lost: str | None = None  # how the child died whose caches nobody has missed yet
-        self._num_restarts = 0
+        self._num_restarts = 0  # that failed, in a row
+        self._child: asyncio.subprocess.Process | None = None
+        self._watcher: asyncio.Task[None] | None = None
 
     @property
     def ready(self) -> bool:
@@ -78,33 +79,39 @@ class EngineProcess:
 
     async def step(self, batch: Batch) -> StepResult:
         """Raise EngineLost when the caches are gone, EngineFailed when they will not come back."""
-        if self._lost is None:
-            try:
-                stepped = await self._request(Step(batch))
-            except EngineLost:
-                pass  # say so when the next child is up
-            else:
-                assert isinstance(stepped, Stepped)
-                self._num_restarts = 0
-                return stepped.result
-        await self._until_up()
-        lost, self._lost = self._lost, None
+        async with self._turn:
+            await self._until_up()
+            if self._lost is None:
+                try:
+                    stepped = await self._exchange(Step(batch))
+                    assert isinstance(stepped, Stepped)
+                    return stepped.result
+                except EngineLost:
+                    await self._until_up()
+            lost, self._lost = self._lost, None
         raise EngineLost(f"{lost}; it has been restarted")
 
     async def tokenize(self, text: str, *, parse_special: bool) -> TokenIds:
-        while True:
-            with contextlib.suppress(EngineLost):
-                tokenized = await self._request(TokenizeText(text, parse_special))
-                assert isinstance(tokenized, Tokenized)
-                return np.frombuffer(tokenized.ids, np.dtype("<i4"))
+        """Raise EngineLost for a text in which the engine died twice."""
+        request = TokenizeText(text, parse_special)
+        async with self._turn:
+            await self._until_up()
+            try:
+                tokenized = await self._exchange(request)
+            except EngineLost:  # perhaps by chance
+                await self._until_up()
+                tokenized = await self._exchange(request)
+        assert isinstance(tokenized, Tokenized)
+        return np.frombuffer(tokenized.ids, np.dtype("<i4"))
 
     async def close(self) -> None:
         """End the child and wait for it."""
-        if hasattr(self, "_watcher"):
-            self._watcher.cancel()
         self._up.clear()
-        self._end_child()
-        await self._child.wait()
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if self._child is not None:
+            self._end_child()
+            await self._child.wait()
 
     # --- the child -----------------------------------------------------------------------------
 
@@ -121,7 +128,7 @@ class EngineProcess:
         try:
             loaded = await self._exchange(Load(self._options))
         except EngineLost as error:
-            code = "build_crashes" if self._child.returncode in CRASHES else None
+            code = "build_crashes" if self._process.returncode in CRASHES else None
             raise EngineFailed(str(error), code=code) from None
         except MultispinError:
             self._end_child()
@@ -130,21 +137,27 @@ class EngineProcess:
         self.info = loaded.info
         self._up.set()
 
+    @property
+    def _process(self) -> asyncio.subprocess.Process:
+        assert self._child is not None, "start first"
+        return self._child
+
     def _end_child(self) -> None:
-        if self._child.returncode is None:
-            self._child.kill()
+        if self._process.returncode is None:
+            self._process.kill()
 
     async def _watch(self) -> None:
         """Replace the child whenever it dies, waiting longer each time in a row."""
         while self._failure is None:
-            await self._child.wait()
+            await self._process.wait()
             self._up.clear()
             self._lost = await self._epitaph()
-            self._num_restarts += 1
-            await asyncio.sleep(RESTART_DELAY_S * 2 ** (self._num_restarts - 1))
+            await asyncio.sleep(RESTART_DELAY_S * 2**self._num_restarts)
             try:
                 await self._spawn()
-            except MultispinError as error:
+                self._num_restarts = 0
+            except (MultispinError, OSError) as error:
+                self._num_restarts += 1
                 if self._num_restarts >= MAX_RESTARTS:
                     self._failure = EngineFailed(f"no restart of the engine succeeded: {error}")
                     self._up.set()
@@ -154,17 +167,8 @@ class EngineProcess:
         if self._failure is not None:
             raise self._failure
 
-    async def _request(self, request: Request) -> Response:
-        async with self._turn:
-            await self._until_up()
-            try:
-                return await self._exchange(request)
-            except EngineLost:
-                self._up.clear()
-                raise
-
     async def _exchange(self, request: Request) -> Response:
-        stdin, stdout = self._child.stdin, self._child.stdout
+        stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
         body = self._encoder.encode(request)
         try:
@@ -173,6 +177,7 @@ class EngineProcess:
             head = await stdout.readexactly(4)
             data = await stdout.readexactly(int.from_bytes(head, "little"))
         except (asyncio.IncompleteReadError, ConnectionError):
+            self._up.clear()
             raise EngineLost(await self._epitaph()) from None
         answer = self._decoder.decode(data)
         if isinstance(answer, Failed):
@@ -182,7 +187,7 @@ class EngineProcess:
         return answer
 
     async def _epitaph(self) -> str:
-        code = await self._child.wait()
+        code = await self._process.wait()
         if code >= 0:
             return f"the engine's process ended with exit code {code}"
         name = signal.Signals(-code).name

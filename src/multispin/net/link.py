@@ -7,13 +7,15 @@ import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple, TypeVar
 
-from multispin.errors import PeerError
+from multispin.errors import BadInput, PeerError
 from multispin.net.transport import Transport, TransportClosed
 from multispin.types import TokenIds
 from multispin.wire import frames
 from multispin.wire.frames import PROTOCOL_VERSION, Error, Frame, Hello, Tokenize, Tokens, Welcome
 
 F = TypeVar("F", bound=Frame)
+
+WELCOME_TIMEOUT_S = 10.0
 
 
 class Received(NamedTuple):
@@ -72,13 +74,20 @@ class DeviceLink:
         fingerprint: str | None,
         spectral_efficiency: float = 1.0,
     ) -> DeviceLink:
-        """Say hello. Raise PeerError if the server declines."""
+        """Say hello. Raise PeerError if the server declines or does not answer."""
         hello = Hello(PROTOCOL_VERSION, drafter, fingerprint, spectral_efficiency)
-        await transport.send(frames.encode(hello))
         try:
-            answer = frames.decode_from_server(await transport.receive())
+            async with asyncio.timeout(WELCOME_TIMEOUT_S):
+                await transport.send(frames.encode(hello))
+                answer = frames.decode_from_server(await transport.receive())
         except TransportClosed:
-            raise PeerError("the server closed the link at hello") from None
+            raise PeerError("the server closed the link at hello", code="unreachable") from None
+        except TimeoutError:
+            raise PeerError(
+                f"the server did not answer hello within {WELCOME_TIMEOUT_S:g} s: is it one of "
+                "multispin?",
+                code="unreachable",
+            ) from None
         match answer:
             case Welcome(version=version) if version != PROTOCOL_VERSION:
                 raise PeerError(
@@ -115,6 +124,12 @@ class DeviceLink:
     async def send(self, frame: Frame) -> int:
         """Send, and return the number of bytes of payload."""
         data = frames.encode(frame)
+        if len(data) > frames.MAX_FRAME_BYTES:
+            raise BadInput(
+                "prompt",
+                f"{len(data)} bytes",
+                f"a message holds {frames.MAX_FRAME_BYTES}: shorten it",
+            )
         with contextlib.suppress(TransportClosed):  # the reader tells every channel
             await self._transport.send(data)
         return len(data)

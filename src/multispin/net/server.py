@@ -8,6 +8,8 @@ import logging
 import time
 from collections.abc import Callable
 
+import numpy as np
+
 from multispin.core.engine import StepEngine
 from multispin.core.server import Outgoing, ServerCore, ServerLimits
 from multispin.errors import BadInput, EngineLost, IncompatibleModels, MultispinError, PeerError
@@ -31,6 +33,7 @@ from multispin.wire.frames import (
 log = logging.getLogger("multispin.server")
 
 HELLO_TIMEOUT_S = 10.0  # a peer that says nothing for so long is cut off
+MAX_TOKENIZED = 1 << 18  # characters of a text that a device may have tokenized
 MAX_QUEUED_FRAMES = 1024  # a device that reads more slowly than this is cut off
 
 
@@ -40,12 +43,16 @@ class Link:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._queue: asyncio.Queue[bytes] = asyncio.Queue(MAX_QUEUED_FRAMES)
+        self._too_slow = False
         self._writer = asyncio.create_task(self._write())
 
     def send(self, frame: Frame) -> None:
+        if self._too_slow:
+            return
         try:
             self._queue.put_nowait(frames.encode(frame))
         except asyncio.QueueFull:
+            self._too_slow = True
             log.warning("a device reads too slowly: link closed")
             self._writer.cancel()
 
@@ -170,6 +177,7 @@ class EdgeServer:
         match message:
             case Open():
                 try:
+                    self.core.check_open(link, message)
                     prompt = await self._tokenize_prompt(message)
                 except MultispinError as error:
                     return [Outgoing(link, Error(message.session, error.code, str(error)))]
@@ -179,6 +187,11 @@ class EdgeServer:
             case Close():
                 return self.core.close(link, message)
             case Tokenize():
+                if len(message.text) > MAX_TOKENIZED:
+                    raise PeerError(
+                        f"tokenize.text = {len(message.text)} characters: at most {MAX_TOKENIZED}",
+                        code="bad_frame",
+                    )
                 ids = await self.engine.tokenize(message.text, parse_special=False)
                 return [
                     Outgoing(link, Tokens(message.request, frames.pack_ids(ids, self.core.id_bits)))
@@ -191,7 +204,10 @@ class EdgeServer:
     async def _tokenize_prompt(self, message: Open) -> TokenIds:
         vocabulary = self.core.vocabulary
         if isinstance(message.prompt, str):
-            return await self.engine.tokenize(message.prompt, parse_special=False)
+            ids = await self.engine.tokenize(message.prompt, parse_special=False)
+            if vocabulary.bos_id is None or len(ids) == 0:
+                return ids
+            return np.concatenate([np.array([vocabulary.bos_id], np.int32), ids])
         if vocabulary.chat_template is None:
             raise BadInput(
                 "messages", f"{len(message.prompt)}", "the target has no chat template: send text"
@@ -199,7 +215,7 @@ class EdgeServer:
         text = render_chat(
             vocabulary.chat_template,
             [{"role": m.role, "content": m.content} for m in message.prompt],
-            bos="" if vocabulary.bos_id is None else vocabulary.special_pieces[vocabulary.bos_id],
-            eos=vocabulary.special_pieces.get(min(vocabulary.end_ids), ""),
+            bos=vocabulary.special_pieces.get(vocabulary.bos_id or -1, ""),
+            eos=vocabulary.special_pieces.get(min(vocabulary.end_ids, default=-1), ""),
         )
         return await self.engine.tokenize(text, parse_special=True)

@@ -30,7 +30,7 @@ class WebSocketTransport:
                 open_timeout=CONNECT_TIMEOUT_S,
                 proxy=None,
             )
-        except websockets.exceptions.InvalidURI:
+        except (websockets.exceptions.InvalidURI, ValueError):
             raise BadInput("--server", server, "must be HOST:PORT") from None
         except (OSError, TimeoutError, websockets.exceptions.InvalidHandshake) as error:
             raise BadInput(

@@ -210,12 +210,10 @@ def unpack_ids(data: bytes, bits: int, vocabulary_size: int) -> TokenIds:
 
 def is_proposal(ids: TokenIds, counts: bytes) -> bool:
     """Whether ids ascend and are as many as the counts (uint16, less one), which sum right."""
+    if len(counts) != 2 * len(ids):
+        return False
     values = np.frombuffer(counts, "<u2").astype(np.int64) + 1
-    return (
-        len(values) == len(ids)
-        and int(values.sum()) == PROPOSAL_TOTAL
-        and bool(np.all(np.diff(ids) > 0))
-    )
+    return int(values.sum()) == PROPOSAL_TOTAL and bool(np.all(np.diff(ids) > 0))
 
 
 class PrefixDigest:

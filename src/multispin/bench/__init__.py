@@ -1,0 +1,1 @@
+"""Measurements of models on this machine, and what they say about a cell. No network."""
