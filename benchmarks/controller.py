@@ -3,7 +3,7 @@
     python benchmarks/controller.py
 
 A controller is driven as the server drives it, on a virtual clock, with 5 verdicts a second and
-device: estimates move, plans are made when they are due. Measured is the processor time of all of
+device, one pass for all: estimates move, plans are made when they are due. Measured is the processor time of all of
 the controller's calls, against the virtual time that passed. Asked: below 1 % at 200 devices. The
 last line is one JSON object.
 """
@@ -50,7 +50,8 @@ def measure(num_devices: int) -> dict[str, float]:
         drafting_s = length * float(speed[index])
         accepted = min(length, int(rng.geometric(1 - acceptance[index])) - 1)
         controller.drafted(key, length, drafting_s, drafting_s + 0.05)
-        controller.passed(num_devices, num_devices, 0.03 + 0.002 * num_devices)
+        if index == 0:  # a pass verifies everybody
+            controller.passed(7 * num_devices, num_devices, 0.03 + 0.002 * num_devices)
         controller.judged(key, length, accepted)
         controller.grant(key)
         took = time.perf_counter() - began

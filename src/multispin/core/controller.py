@@ -32,14 +32,12 @@ Mode: TypeAlias = Literal["rounds", "stop-and-wait"]
 
 ROUND_TRIP_LEVELS = 4  # so many limits to the round trip of those who draft are tried
 REPLAN_S = 0.5  # a new plan at most so often
-SOLVE_SHARE = 0.01  # of the server's time that planning may take
+SOLVE_SHARE = 0.005  # of the server's time that planning may take
 HYSTERESIS = 0.02
 PROBE_LENGTH = 4
 PROBE_SHARE = 0.01  # of the goodput that probing may cost
 FIRST_PROBE = 16  # verdicts without a draft before the first probe; doubled by each rejected one
 LAST_PROBE = 512
-COLLAPSE_ODDS = 1e-4  # of so many lost drafts in a row under the estimate: then it is dropped
-COLLAPSED = AcceptancePrior(acceptance=0.2)
 HEADER_BITS = 8 * 20 + 592  # a draft's frame without its ids; TCP, IP and TLS headers
 # Optimistic about further rows: a plan that believes in them tries them, and learns what they cost.
 CURVE_PRIOR = VerificationFit(fixed_s=0.03, per_token_s=0.0005)
@@ -90,7 +88,6 @@ class _Device:
     link: _Link
     acceptance: AcceptanceEstimate
     planned: Grant | None = None
-    num_lost: int = 0  # drafts in a row of which nothing was accepted
     idle_verdicts: int = sys.maxsize  # since the last draft; a new session is probed at once
     probe_after: int = FIRST_PROBE
 
@@ -153,11 +150,6 @@ class Controller:
             device.idle_verdicts += 1
             return
         device.acceptance.observe(num_draft, num_accepted)
-        device.num_lost = 0 if num_accepted else device.num_lost + 1
-        if (1.0 - device.acceptance.alpha) ** device.num_lost < COLLAPSE_ODDS:
-            # Long accepted drafts would outweigh many lost ones: believe the change at once.
-            device.acceptance = AcceptanceEstimate(COLLAPSED)
-            device.num_lost = 0
         if device.planned is not None and device.planned.draft_length == 0:  # it was a probe
             accepted = num_accepted == num_draft
             # A good probe is followed by another at once, until the plan believes it.
