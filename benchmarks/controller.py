@@ -3,9 +3,9 @@
     python benchmarks/controller.py
 
 A controller is driven as the server drives it, on a virtual clock, with 5 verdicts a second and
-device, one pass for all: estimates move, plans are made when they are due. Measured is the processor time of all of
-the controller's calls, against the virtual time that passed. Asked: below 1 % at 200 devices. The
-last line is one JSON object.
+device, one pass for all: estimates move, plans are made when they are due. Measured is the time of
+all of the controller's calls, against the virtual time that passed; planning is capped at 0.5 % of
+it. The last line is one JSON object.
 """
 
 from __future__ import annotations
