@@ -35,7 +35,8 @@ def logits(rows: int, size: int, seed: int = 0) -> np.ndarray:
 
 def test_public_names():
     assert set(api.__all__) == {
-        *("Context", "Proposal", "Verdict", "certain", "choose", "propose", "verify")
+        *("PROPOSAL_TOTAL", "Context", "Proposal", "Verdict"),
+        *("certain", "choose", "propose", "verify"),
     }
 
 

@@ -189,7 +189,7 @@ def test_the_cell_is_one_that_plan_takes(draft: str, temperature: float) -> None
     assert problem.acceptance[0] == pytest.approx(profile.overall.acceptance, rel=1e-5)
     assert problem.verify_fixed_s == pytest.approx(profile.curve.fixed_s, rel=1e-5)
     assert problem.bits_per_token[0] == 9
-    assert problem.bits_per_draft[0] == 592 + 8 * 20
+    assert problem.bits_per_draft[0] == 592 + 8 * 21
     assert solve(problem).goodput_tokens_per_s > 0
     assert profile.report()["acceptance"] == profile.overall.acceptance
 
