@@ -22,16 +22,13 @@ from multispin.bench.verification import (
 )
 from multispin.core.drafter import Drafter, LookupDrafter, ModelDrafter
 from multispin.core.engine import Engine
+from multispin.core.prompt import prompt_text, with_bos
 from multispin.errors import BadInput, IncompatibleModels
-from multispin.lm.chat import render_chat
 from multispin.lm.llama import LlamaModel
 from multispin.lm.ngram import NgramModel, corpus
 from multispin.net.drafting import NGRAM_CONTEXT, NGRAM_ORDER, DrafterOptions
 from multispin.types import TokenIds
-from multispin.wire.frames import Draft, encode, id_bits
-
-HEADER_BITS = 592
-"""TCP, IP and TLS headers of one message, in bits."""
+from multispin.wire.frames import TRANSPORT_BITS, ChatMessage, Draft, encode, id_bits
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class Profile:
 
     @property
     def bits_per_draft(self) -> int:
-        return 8 * len(encode(Draft(1, 1, 1000, bytes(8), b""))) + HEADER_BITS
+        return 8 * len(encode(Draft(1, 1, 1000, bytes(8), b""))) + TRANSPORT_BITS
 
     def report(self) -> dict[str, Any]:
         """The ``profile --json`` object, less the cell."""
@@ -163,19 +160,12 @@ def default_prompts() -> list[str]:
 
 def tokenize_prompt(engine: Engine, prompt: str, *, chat: bool) -> TokenIds:
     """A prompt's ids as the server would read them: plain, or as a user's turn of a chat."""
-    if not chat:
-        return engine.tokenize(prompt, parse_special=False)
     vocabulary = engine.info.vocabulary()
-    if vocabulary.chat_template is None:
+    if chat and vocabulary.chat_template is None:
         raise BadInput("--chat", engine.info.target, "has no chat template: leave the option out")
-    bos_id = vocabulary.bos_id
-    text = render_chat(
-        vocabulary.chat_template,
-        [{"role": "user", "content": prompt}],
-        bos="" if bos_id is None else vocabulary.special_pieces[bos_id],
-        eos=vocabulary.special_pieces.get(min(vocabulary.end_ids), ""),
-    )
-    return engine.tokenize(text, parse_special=True)
+    message = [ChatMessage("user", prompt)] if chat else prompt
+    text, parse_special = prompt_text(message, vocabulary)
+    return with_bos(engine.tokenize(text, parse_special=parse_special), message, vocabulary)
 
 
 def this_machine(threads: int, library: str) -> Machine:
@@ -219,7 +209,7 @@ draft_s_per_token = {overall.draft_s_per_token:.6g}  # on this machine; measure 
 acceptance = {overall.acceptance:.6g}  # of {overall.num_judged + overall.num_empty} judged tokens
 spectral_efficiency = 4.0  # SET: bit/s/Hz of the device's uplink
 bits_per_token = {profile.bits_per_token}  # one packed id of {profile.vocabulary_size} tokens
-# an empty draft frame and {HEADER_BITS} bit of TCP, IP and TLS headers
+# an empty draft frame and {TRANSPORT_BITS} bit of TCP, IP and TLS headers
 bits_per_draft = {profile.bits_per_draft}
 """
 

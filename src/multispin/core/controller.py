@@ -27,6 +27,7 @@ from multispin.control.estimate import (
     VerificationFit,
 )
 from multispin.radio.channel import ConstantEfficiency
+from multispin.wire.frames import TRANSPORT_BITS
 
 Mode: TypeAlias = Literal["rounds", "stop-and-wait"]
 
@@ -38,7 +39,7 @@ PROBE_LENGTH = 4
 PROBE_SHARE = 0.01  # of the goodput that probing may cost
 FIRST_PROBE = 16  # verdicts without a draft before the first probe; doubled by each rejected one
 LAST_PROBE = 512
-HEADER_BITS = 8 * 24 + 592  # a draft's frame without its ids; TCP, IP and TLS headers
+HEADER_BITS = 8 * 24 + TRANSPORT_BITS  # a draft's frame without its ids, and what carries it
 # Optimistic about further rows: a plan that believes in them tries them, and learns what they cost.
 CURVE_PRIOR = VerificationFit(fixed_s=0.03, per_token_s=0.0005)
 AMPLE_BITS_PER_S = 1e9  # what the uplink is taken for when nobody states it

@@ -21,8 +21,6 @@ from multispin.wire.frames import ChatMessage, Close, Draft, Open, Opened, Verdi
 
 T = TypeVar("T")
 
-TRANSPORT_BITS = 592  # TCP, IP and TLS headers of a message
-
 
 class Request(NamedTuple):
     """One text to be written."""
@@ -114,7 +112,7 @@ class Device:
     async def _take_turn(self, draft: Draft, bits_per_s: int) -> None:
         """Keep this device's uploads, headers included, within the rate that it was granted."""
         if bits_per_s:
-            num_bits = 8 * len(frames.encode(draft)) + TRANSPORT_BITS
+            num_bits = 8 * len(frames.encode(draft)) + frames.TRANSPORT_BITS
             self._uplink_free_at = max(self._uplink_free_at, self._clock()) + num_bits / bits_per_s
             await asyncio.sleep(self._uplink_free_at - self._clock())
 

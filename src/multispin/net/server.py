@@ -8,12 +8,10 @@ import logging
 import time
 from collections.abc import Callable
 
-import numpy as np
-
 from multispin.core.engine import StepEngine
+from multispin.core.prompt import prompt_text, with_bos
 from multispin.core.server import Outgoing, ServerCore, ServerLimits
-from multispin.errors import BadInput, EngineLost, IncompatibleModels, MultispinError, PeerError
-from multispin.lm.chat import render_chat
+from multispin.errors import EngineLost, IncompatibleModels, MultispinError, PeerError
 from multispin.net.transport import Transport, TransportClosed
 from multispin.types import TokenIds
 from multispin.wire import frames
@@ -203,19 +201,6 @@ class EdgeServer:
 
     async def _tokenize_prompt(self, message: Open) -> TokenIds:
         vocabulary = self.core.vocabulary
-        if isinstance(message.prompt, str):
-            ids = await self.engine.tokenize(message.prompt, parse_special=False)
-            if vocabulary.bos_id is None or len(ids) == 0:
-                return ids
-            return np.concatenate([np.array([vocabulary.bos_id], np.int32), ids])
-        if vocabulary.chat_template is None:
-            raise BadInput(
-                "messages", f"{len(message.prompt)}", "the target has no chat template: send text"
-            )
-        text = render_chat(
-            vocabulary.chat_template,
-            [{"role": m.role, "content": m.content} for m in message.prompt],
-            bos=vocabulary.special_pieces.get(vocabulary.bos_id or -1, ""),
-            eos=vocabulary.special_pieces.get(min(vocabulary.end_ids, default=-1), ""),
-        )
-        return await self.engine.tokenize(text, parse_special=True)
+        text, parse_special = prompt_text(message.prompt, vocabulary)
+        ids = await self.engine.tokenize(text, parse_special=parse_special)
+        return with_bos(ids, message.prompt, vocabulary)

@@ -20,6 +20,7 @@ from multispin.types import AcceptanceRule, FinishReason, SamplingParams, TokenI
 
 PROTOCOL_VERSION = 1
 MAX_FRAME_BYTES = 4 * 1024 * 1024
+TRANSPORT_BITS = 592  # TCP, IP and TLS headers that carry a message
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True, tag=0):
