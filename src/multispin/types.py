@@ -17,6 +17,7 @@ TokenIds: TypeAlias = "npt.NDArray[np.int32]"
 Logits: TypeAlias = "npt.NDArray[np.float32]"  # [rows, vocab] or [vocab]
 AcceptanceRule: TypeAlias = Literal["greedy", "coupled", "rejection"]
 FinishReason: TypeAlias = Literal["stop", "length"]
+Mode: TypeAlias = Literal["window", "stop-and-wait", "rounds"]
 
 
 MAX_BIASES = 1024

@@ -27,7 +27,7 @@ from multispin.bench.verification import (
 )
 from multispin.cell import parse_cell
 from multispin.control import solve
-from multispin.core.drafter import Drafted, ModelDrafter
+from multispin.core.drafter import NOTHING, Drafted, ModelDrafter
 from multispin.core.engine import Engine
 from multispin.errors import BadInput
 from multispin.lm.ngram import NgramModel
@@ -69,7 +69,7 @@ class Oracle:
         if self._wrong:
             is_wrong = (np.arange(begin, begin + len(ids)) + 1) % self._wrong == 0
             ids = np.where(is_wrong, (ids + 1) % 256, ids).astype(np.int32)
-        return Drafted(ids, [])
+        return Drafted(ids, [], np.ones(len(ids), np.float32))
 
     def free(self, seq: int) -> None:
         pass
@@ -77,7 +77,7 @@ class Oracle:
 
 class Nothing(Oracle):
     def draft(self, *_: object) -> Drafted:
-        return Drafted(np.empty(0, np.int32), [])
+        return NOTHING
 
 
 def greedy_text(prompt: TokenIds, num_tokens: int) -> list[int]:
@@ -188,7 +188,7 @@ def test_the_cell_is_one_that_plan_takes(draft: str, temperature: float) -> None
     problem = cell.problem
     assert problem.acceptance[0] == pytest.approx(profile.overall.acceptance, rel=1e-5)
     assert problem.verify_fixed_s == pytest.approx(profile.curve.fixed_s, rel=1e-5)
-    assert problem.bits_per_token[0] == 9
+    assert problem.bits_per_token[0] == 9 + 3  # an id and a level
     assert problem.bits_per_draft[0] == 592 + 8 * 21
     assert solve(problem).goodput_tokens_per_s > 0
     assert profile.report()["acceptance"] == profile.overall.acceptance

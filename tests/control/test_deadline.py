@@ -79,3 +79,9 @@ def test_deadlines_of_many_rows_are_those_of_each():
     together = least_deadline(problem, rows)
     alone = [float(least_deadline(problem, row)) for row in rows]
     assert together == pytest.approx(alone, rel=1e-13)
+
+
+def test_nobody_drafts_without_delay_wherever_the_search_starts():
+    problem = random_cell(np.random.default_rng(1), 5)
+    nobody = np.zeros((2, 5), dtype=np.int64)
+    assert least_deadline(problem, nobody, near=np.array([0.3, 1e-9])).tolist() == [0, 0]

@@ -5,6 +5,7 @@ MULTISPIN_CELLS=10 runs ten times as many random cells.
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import numpy as np
@@ -14,7 +15,8 @@ from random_cells import paper_cell, random_cell
 from multispin.control import Objective, solve
 from multispin.control import baselines as baselines_module
 from multispin.control import heterogeneous as heterogeneous_module
-from multispin.control.fairness import plan_value, worth
+from multispin.control.fairness import plan_value, valued, worth
+from multispin.control.integer import improve
 
 CELLS_PER_BLOCK = 250 * int(os.environ.get("MULTISPIN_CELLS", "1"))
 OTHERS = ("homogeneous", "length-only", "bandwidth-only", "fixed", "server-only")
@@ -91,6 +93,32 @@ def test_no_local_search_finds_better(num_devices, seeds):
             starts += [np.full(20, problem.min_draft_length), rng.integers(2, 16, 20)]
         best = max(local_search(problem, start) for start in starts)
         assert plan.goodput_tokens_per_s >= best * (1 - 1e-4), f"seed {seed}"
+
+
+@pytest.mark.parametrize("seed", [5061, 5071, 5113, 5155, 5337])
+def test_no_local_search_finds_better_where_prices_are_hard_to_find(seed):
+    """Devices at the limit of their radio, forced drafts: here a bracketed secant once gave up."""
+    rng = np.random.default_rng(seed)
+    problem = random_cell(rng, 20, max_draft_length=25)
+    plan = solve(problem)
+    starts = [solve(problem, policy).lengths for policy in ("length-only", "homogeneous")]
+    starts += [np.full(20, problem.min_draft_length), np.maximum(rng.integers(2, 16, 20), 2)]
+    best = max(local_search(problem, start) for start in starts)
+    assert plan.goodput_tokens_per_s >= best * (1 - 1e-4)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_improving_ends_where_no_step_of_one_or_two_devices_helps(seed):
+    """From far off: the tangent must not sort out moves that pay."""
+    rng = np.random.default_rng(seed)
+    problem = paper_cell(rng, 4, bandwidth=2e6, noisy=bool(seed % 2))
+    start = valued(problem, rng.integers(problem.min_draft_length, 26, 4))
+    found = improve(problem, start)
+    steps = np.array(list(itertools.product((-1, 0, 1), repeat=4)))
+    steps = steps[np.abs(steps).sum(axis=1) <= 2]
+    around = np.clip(found.lengths + steps, problem.min_draft_length, 25)
+    assert found.value >= start.value
+    assert found.value >= worth(problem, around).max() * (1 - 1e-6)
 
 
 def test_identical_devices_get_near_identical_treatment():

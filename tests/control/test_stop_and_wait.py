@@ -10,12 +10,13 @@ import pytest
 from random_cells import log_uniform, paper_cell, random_cell
 
 from multispin.control import Infeasible, Objective, Problem, solve
+from multispin.control.passes import pass_times
 from multispin.control.stop_and_wait import (
     DO_NO_HARM,
     _cell,
     evaluate_stop_and_wait,
-    pass_times,
     solve_stop_and_wait,
+    stop_and_wait_plans,
 )
 from multispin.errors import BadInput
 from multispin.radio.channel import ConstantEfficiency
@@ -106,7 +107,7 @@ def flat_cell(num_devices, fixed=0.1, per_token=0.0):
 
 def test_one_device_waits_for_its_own_pass_only():
     problem = flat_cell(1, per_token=0.01)
-    wait = pass_times(problem, np.array([4]), np.array([0.5]))
+    wait = pass_times(problem, np.array([4]), np.array([0.5])).wait_s
     assert wait == pytest.approx([0.15])
 
 
@@ -119,13 +120,13 @@ def test_nobody_drafts_every_pass_serves_everyone():
 
 def test_two_that_come_back_soon_take_turns():
     """A is away for less than B's pass: a cycle of two passes, each alone."""
-    wait = pass_times(flat_cell(2), np.array([3, 3]), np.array([0.02, 0.02]))
+    wait = pass_times(flat_cell(2), np.array([3, 3]), np.array([0.02, 0.02])).wait_s
     assert 0.02 + wait == pytest.approx([0.2, 0.2], rel=0.05)
 
 
 def test_a_rare_guest_of_a_busy_server_waits_half_a_pass():
     """One device is generated alone, pass after pass; the other one is long away."""
-    wait = pass_times(flat_cell(2), np.array([0, 9]), np.array([0.0, 3.0]))
+    wait = pass_times(flat_cell(2), np.array([0, 9]), np.array([0.0, 3.0])).wait_s
     assert wait[1] == pytest.approx(0.15, rel=0.02)
     assert wait[0] == pytest.approx(0.1)
 
@@ -136,8 +137,8 @@ def test_waits_are_a_fixed_point_and_positive(seed):
     num_devices = int(rng.integers(1, 40))
     problem = random_cell(rng, num_devices)
     plan = evaluate_stop_and_wait(problem, rng.integers(0, 8, num_devices))
-    wait = pass_times(problem, plan.lengths, plan.away_s, num_steps=30)
-    settled = pass_times(problem, plan.lengths, plan.away_s, num_steps=300)
+    wait = pass_times(problem, plan.lengths, plan.away_s, num_steps=30).wait_s
+    settled = pass_times(problem, plan.lengths, plan.away_s, num_steps=300).wait_s
     assert wait == pytest.approx(settled, rel=0.01)
     assert np.isfinite(settled).all() and (settled > 0).all()
 
@@ -145,20 +146,65 @@ def test_waits_are_a_fixed_point_and_positive(seed):
 # --- the solver ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("least_share", [0.0, DO_NO_HARM])
-@pytest.mark.parametrize("seed", range(24))
-def test_lengths_against_every_combination(seed, least_share):
-    rng = np.random.default_rng(seed)
-    num_devices = int(rng.integers(1, 4))
-    cell = random_cell if seed % 2 else plain_cell
-    problem = replace(cell(rng, num_devices), max_draft_length=4, min_draft_length=0)
-    least = least_share / problem.base_round_s * (1 - 1e-6)
-    every = np.array(list(itertools.product(range(5), repeat=num_devices)))
-    rates = _cell(problem, None, least_share).evaluate(every).rate
-    best = rates.sum(axis=-1)[rates.min(axis=-1) >= least].max()
+def gap(problem, least_share, best) -> float:
+    """What the plan falls short of ``best``, an oracle's goodput, as a share; nobody is harmed."""
     plan = solve_stop_and_wait(problem, least_share=least_share)
-    assert plan.goodput_tokens_per_s >= best * (1 - 1e-4)
-    assert plan.device_tokens_per_s.min() >= least
+    least = least_share / problem.base_round_s
+    assert plan.device_tokens_per_s.min() >= least * (1 - 2e-3)
+    return 1 - plan.goodput_tokens_per_s / best
+
+
+def feasible(state, problem, least_share):
+    """Goodput of the candidates of ``state``; 0 for those that harm a device."""
+    least = least_share / problem.base_round_s
+    kept = state.rate.min(axis=-1) >= least * (1 - 1e-6)
+    return np.where(kept, state.rate.sum(axis=-1), 0.0)
+
+
+@pytest.mark.parametrize("least_share", [0.0, DO_NO_HARM])
+def test_lengths_against_every_combination(least_share):
+    """60 cells of 1 to 3 devices: nine of ten within 0.5 %, all within 8 %."""
+    gaps = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        num_devices = int(rng.integers(1, 4))
+        cell = random_cell if seed % 2 else plain_cell
+        problem = replace(cell(rng, num_devices), max_draft_length=5, min_draft_length=0)
+        every = np.array(list(itertools.product(range(6), repeat=num_devices)))
+        state = _cell(problem, None, least_share).evaluate(every)
+        gaps.append(gap(problem, least_share, feasible(state, problem, least_share).max()))
+    assert np.mean(gaps) < 4e-3
+    assert np.quantile(gaps, 0.9) < 5e-3
+    assert max(gaps) < 0.08
+
+
+@pytest.mark.parametrize("least_share", [0.0, DO_NO_HARM])
+def test_lengths_against_coordinate_ascent(least_share):
+    """12 cells of 10 devices, an ascent from five starts: within 1 % on average, 4 % at most."""
+    gaps = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        problem = replace(plain_cell(rng, 10), max_draft_length=12)
+        cell, best = _cell(problem, None, least_share), 0.0
+        for start in (0, 1, 2, 4, 8):
+            lengths = np.full(10, start)
+            for device in [*range(10), *range(10)]:
+                moves = np.repeat(lengths[None, :], 13, axis=0)
+                moves[:, device] = np.arange(13)
+                goodput = feasible(cell.evaluate(moves), problem, least_share)
+                lengths, best = moves[goodput.argmax()], max(best, goodput.max())
+        gaps.append(gap(problem, least_share, best))
+    assert np.mean(gaps) < 0.01
+    assert max(gaps) < 0.04
+
+
+def test_plans_get_better_and_the_last_is_settled():
+    """Those before it are judged by waits that have not settled."""
+    problem = paper_cell(np.random.default_rng(1), 20)
+    plans = list(stop_and_wait_plans(problem))
+    exact = [evaluate_stop_and_wait(problem, p.lengths).goodput_tokens_per_s for p in plans]
+    assert plans[-1].goodput_tokens_per_s == pytest.approx(exact[-1], rel=0.01)
+    assert exact[-1] > 1.02 * exact[0]  # the search finds what common lengths do not
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -190,12 +236,12 @@ def test_no_device_is_harmed_and_never_below_server_only(num_devices):
         plan = solve_stop_and_wait(problem)
         alone = 1 / problem.base_round_s
         assert plan.is_kept
-        assert plan.device_tokens_per_s.min() >= 0.97 * alone * (1 - 1e-6)
+        assert plan.device_tokens_per_s.min() >= 0.97 * alone * (1 - 2e-3)
         assert plan.goodput_tokens_per_s >= num_devices * alone * (1 - 1e-9)
         assert plan.bandwidths_hz.sum() <= problem.bandwidth_hz * (1 + 1e-9)
         assert (plan.bandwidths_hz[plan.lengths == 0] == 0).all()
         again = solve_stop_and_wait(problem, near=plan.lengths)
-        assert again.goodput_tokens_per_s >= plan.goodput_tokens_per_s * (1 - 1e-9)
+        assert again.goodput_tokens_per_s >= plan.goodput_tokens_per_s * (1 - 1e-3)
 
 
 def test_without_a_barrier_the_paper_cell_yields_more_than_its_rounds():

@@ -6,16 +6,19 @@ import random
 from dataclasses import dataclass, field
 
 from multispin.core.batch import BatchLimits
+from multispin.core.confidence import Calibration
 from multispin.core.device import DeviceSession
 from multispin.core.drafter import Drafter, LookupDrafter, ModelDrafter
 from multispin.core.engine import Engine
+from multispin.core.mixed import MixedDrafter
 from multispin.core.server import Outgoing, ServerCore, ServerLimits
 from multispin.lm.ngram import NgramModel
 from multispin.types import AcceptanceRule, SamplingParams
 from multispin.wire import frames
-from multispin.wire.frames import Error, Open, Opened, Verdict
+from multispin.wire.frames import Error, Open, Opened, Verdict, Welcome
 
 PROMPT = "The phone drafts and the server "
+ONE_BY_ONE = BatchLimits(mode="stop-and-wait")
 
 
 class FakeClock:
@@ -34,6 +37,7 @@ def new_engine(num_sequences: int = 4, context_length: int = 512) -> Engine:
 
 def new_server(engine: Engine | None = None, **limits: object) -> Harness:
     engine = engine or new_engine()
+    limits.setdefault("batch", ONE_BY_ONE)
     return Harness(engine, ServerCore(engine.info, ServerLimits(**limits), FakeClock()))
 
 
@@ -45,6 +49,8 @@ def new_drafter(kind: str) -> Drafter | None:
             return LookupDrafter()
         case "weaker":
             return ModelDrafter(NgramModel.from_text(order=2, num_sequences=1))
+        case "mixed":
+            return MixedDrafter(ModelDrafter(NgramModel.from_text(order=2, num_sequences=1)))
         case _:
             return ModelDrafter(NgramModel.from_text(num_sequences=1))
 
@@ -97,6 +103,30 @@ class Harness:
         ]
 
 
+def welcome(core: ServerCore) -> Welcome:
+    return Welcome(
+        version=frames.PROTOCOL_VERSION,
+        target=core.info.target,
+        fingerprint=core.info.fingerprint,
+        vocabulary_size=core.vocabulary.size,
+        end_ids=core.info.end_ids,
+        context_length=core.info.context_length,
+        max_draft_length=core.limits.max_draft_length,
+        reproducible=core.info.reproducible,
+        mode=core.limits.batch.mode,
+    )
+
+
+def next_draft(session: DeviceSession, num_tokens: int = 1000) -> frames.Draft | None:
+    """Draft as much as may be drafted, up to ``num_tokens``, and put it into one frame."""
+    for _ in range(num_tokens):
+        job = session.job()
+        if job is None:
+            break
+        session.add(job, session.draft(job), 0.0)
+    return session.message() if session.owes_message else None
+
+
 class Writer:
     """One device with one session."""
 
@@ -107,19 +137,18 @@ class Writer:
             message = frames.msgspec.structs.replace(message, draft_length=0)
         [(_, opened)] = harness.open(message, link)
         assert isinstance(opened, Opened), opened
-        size = harness.core.vocabulary.size
         self.session = DeviceSession(
-            message, opened, drafter, 0, size, harness.core.info.context_length
+            message, opened, drafter, 0, welcome(harness.core), Calibration()
         )
         self.text = ""
 
     def act(self) -> None:
-        if self.session.owes_draft:
-            draft, _ = self.session.make_draft()
+        draft = next_draft(self.session)
+        if draft is not None:
             assert self.harness.draft(draft, self.link) == []
 
     def take(self, verdict: Verdict) -> None:
-        committed = self.session.apply(verdict)
+        committed = self.session.apply(verdict, 0.0)
         if committed is not None:
             self.text += committed.text
 
@@ -143,7 +172,7 @@ def write(
     message: Open, kind: str, *, batch: BatchLimits | None = None, engine: Engine | None = None
 ) -> Writer:
     """One text, alone on a server of its own."""
-    harness = new_server(engine, batch=batch or BatchLimits())
+    harness = new_server(engine, batch=batch or ONE_BY_ONE)
     writer = Writer(harness, message, new_drafter(kind), "link")
     run(harness, [writer])
     return writer

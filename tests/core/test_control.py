@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
-import numpy as np
 import pytest
 
-from multispin.core.controller import HEADER_BITS, ControlSettings, Mode
+from multispin.control.stop_and_wait import DO_NO_HARM
+from multispin.core.controller import HEADER_BITS, ControlSettings
 from multispin.core.drafter import Drafted, ModelDrafter
 from multispin.lm.ngram import NgramModel
+from multispin.types import Mode
 from tests.core.virtual_time import Cell, Hardware
 
 IN_CHARGE = ControlSettings("heterogeneous")
@@ -29,24 +31,40 @@ def three_devices(lengths: tuple[int, ...] = (32, 32, 32), bits_per_s: float = 1
     return [Hardware(drafter(n), s, length, trip, bits_per_s) for n, s, length, trip in times]
 
 
+@functools.cache
+def swept(mode: Mode, bits_per_s: float | None) -> dict[tuple[int, ...], list[float]]:
+    """Tokens per second of each device under 16 fixed grants."""
+    rates = {}
+    for lengths in itertools.product((0, 3), (0, 4, 12, 32), (0, 1)):
+        cell = Cell(three_devices(lengths, (bits_per_s or 3e9) / 3), pass_s, mode=mode)
+        cell.run(1)
+        before = list(cell.committed)
+        cell.run(10)
+        rates[lengths] = [(n - m) / 10 for n, m in zip(cell.committed, before, strict=True)]
+    return rates
+
+
 @pytest.mark.parametrize("mode", ["rounds", "stop-and-wait"])
 @pytest.mark.parametrize("bits_per_s", [None, 15_000.0])
+@pytest.mark.parametrize("least_share", [0.0, DO_NO_HARM])
 def test_goodput_is_within_5_percent_of_the_best_fixed_grant(
-    mode: Mode, bits_per_s: float | None
+    mode: Mode, bits_per_s: float | None, least_share: float
 ) -> None:
-    control = ControlSettings("heterogeneous", uplink_bits_per_s=bits_per_s)
+    """Of all that are tried, or of those that harm no device."""
+    control = ControlSettings("heterogeneous", bits_per_s, least_share=least_share)
     cell = Cell(three_devices(), pass_s, mode=mode, control=control)
-    cell.run(10)
+    cell.run(8)
+    before = list(cell.committed)
     found = cell.run(20)
-    share = (bits_per_s or 3e9) / 3
-    swept = {}
-    for lengths in itertools.product((0, 3), (0, 4, 12, 32), (0, 1)):
-        fixed = Cell(three_devices(lengths, share), pass_s, mode=mode)
-        fixed.run(1)
-        swept[lengths] = fixed.run(10)
-    assert found >= 0.95 * max(swept.values()), (found, max(swept.items(), key=lambda kv: kv[1]))
-    # It had to be found: most grants are much worse.
-    assert np.median(list(swept.values())) < 0.9 * found
+    rates = swept(mode, bits_per_s)
+    least = 0.99 * least_share * min(rates[0, 0, 0])  # the server alone, less the noise
+    fixed = {grants: sum(r) for grants, r in rates.items() if min(r) >= least}
+    assert found >= 0.95 * max(fixed.values()), (found, max(fixed.items(), key=lambda kv: kv[1]))
+    # It had to be found: most grants are much worse, or do harm.
+    assert sum(goodput >= 0.9 * found for goodput in fixed.values()) < 8
+    own = [(n - m) / 20 for n, m in zip(cell.committed, before, strict=True)]
+    # Probes cost a little, the model of stop-and-wait errs by a few percent.
+    assert min(own) >= 0.95 * least, own
 
 
 class Turncoat(ModelDrafter):
@@ -56,7 +74,7 @@ class Turncoat(ModelDrafter):
 
     def draft(self, *arguments) -> Drafted:  # type: ignore[no-untyped-def,override]
         drafted = super().draft(*arguments)
-        return drafted if self.good else Drafted((drafted.ids + 1) % 256, [])
+        return drafted if self.good else drafted._replace(ids=(drafted.ids + 1) % 256)
 
 
 def test_a_device_whose_acceptance_collapses_is_granted_nothing_and_probed_again() -> None:
@@ -64,7 +82,7 @@ def test_a_device_whose_acceptance_collapses_is_granted_nothing_and_probed_again
     hardware = [Hardware(turncoat, 0.004, 32, 0.01), Hardware(None)]
     cell = Cell(hardware, pass_s, mode="stop-and-wait", control=IN_CHARGE)
     cell.run(10)
-    assert cell.grants[0][-1] > 4
+    assert min(cell.grants[0][-20:]) > 0
     turncoat.good = False
     before = len(cell.grants[0])
     cell.run(20)
@@ -74,7 +92,7 @@ def test_a_device_whose_acceptance_collapses_is_granted_nothing_and_probed_again
     assert 0 < sum(grant > 0 for grant in late) < 0.1 * len(late)  # probed, rarely
     turncoat.good = True
     cell.run(30)
-    assert cell.grants[0][-1] > 4
+    assert min(cell.grants[0][-20:]) > 0
 
 
 def test_drafting_that_does_not_pay_does_no_harm() -> None:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from multispin.core.batch import BatchLimits
-from multispin.core.controller import HEADER_BITS, ControlSettings, Mode
+from multispin.core.confidence import Calibration
+from multispin.core.controller import ControlSettings
 from multispin.core.device import DeviceSession
 from multispin.core.drafter import Drafter
 from multispin.core.engine import Engine
 from multispin.core.server import Outgoing, ServerCore, ServerLimits
-from multispin.wire.frames import Opened, Verdict
-from tests.core.harness import new_engine, request
+from multispin.types import Mode
+from multispin.wire import frames
+from multispin.wire.frames import TRANSPORT_BITS, Draft, Opened, Verdict
+from tests.core.harness import new_engine, request, welcome
 
 
 @dataclass
@@ -41,16 +44,18 @@ class Cell:
         mode: Mode = "rounds",
         control: ControlSettings | None = None,
         engine: Engine | None = None,
-        prompt: str = "The phone drafts and the server ",
+        prompts: Sequence[str] = ("The phone drafts and the server ",),
         temperature: float = 0.8,
+        max_tokens: int = 1500,
     ) -> None:
         self.now = 0.0
         self.committed = [0] * len(hardware)
         self.grants: list[list[int]] = [[] for _ in hardware]
         self._hardware = hardware
         self._pass_s = pass_s
-        self._prompt = prompt
+        self._prompts = prompts
         self._temperature = temperature
+        self._max_tokens = max_tokens
         self._engine = engine or new_engine(len(hardware), 2048)
         limits = ServerLimits(
             batch=BatchLimits(max_rows=33 * len(hardware), mode=mode),
@@ -60,6 +65,9 @@ class Cell:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._busy = False
+        self._drafting = [False] * len(hardware)
+        self._uplink_free_at = [0.0] * len(hardware)
+        self._calibrations = [Calibration() for _ in hardware]
         self._sessions: dict[int, DeviceSession] = {}
         self._numbers = itertools.count()
         for index in range(len(hardware)):
@@ -85,33 +93,49 @@ class Cell:
         if hardware.drafter:
             hardware.drafter.free(0)
             length = hardware.draft_length
+        prompt = self._prompts[number % len(self._prompts)]
         message = request(
             number,
-            self._prompt,
+            prompt,
+            rule="coupled" if self._temperature else "greedy",
             temperature=self._temperature,
-            max_tokens=1500,
+            max_tokens=self._max_tokens,
             draft_length=length,
             seed=number,
         )
-        prompt = self._engine.tokenize(self._prompt, parse_special=False)
-        [(_, opened)] = self.core.open(index, message, prompt)
+        ids = self._engine.tokenize(prompt, parse_special=False)
+        [(_, opened)] = self.core.open(index, message, ids)
         assert isinstance(opened, Opened), opened
-        size = self.core.vocabulary.size
         self._sessions[index] = DeviceSession(
-            message, opened, hardware.drafter, 0, size, self._engine.info.context_length
+            message, opened, hardware.drafter, 0, welcome(self.core), self._calibrations[index]
         )
         self._act(index)
 
     def _act(self, index: int) -> None:
+        """Begin the next token, unless one is being drafted; send what may be sent."""
         session, hardware = self._sessions[index], self._hardware[index]
-        if not session.owes_draft:
+        if session.owes_message and (session.is_window or session.job() is None):
+            self._send(index, session.message())
+        job = session.job()
+        if job is None or self._drafting[index]:
             return
-        draft, num_tokens = session.make_draft()
-        drafting_s = num_tokens * hardware.draft_s_per_token
-        draft = msgspec.structs.replace(draft, drafting_us=round(1e6 * drafting_s))
-        bits = HEADER_BITS + 9 * num_tokens
+        self._drafting[index] = True
+        drafted = session.draft(job)
+        delay_s = 0.0 if drafted.is_lookup else hardware.draft_s_per_token
+
+        def done() -> None:
+            self._drafting[index] = False
+            session.add(job, drafted, delay_s)
+            self._act(index)
+
+        self._at(delay_s, done)
+
+    def _send(self, index: int, draft: Draft) -> None:
+        session, hardware = self._sessions[index], self._hardware[index]
+        bits = 8 * len(frames.encode(draft)) + TRANSPORT_BITS
         rate = min(session.upload_bits_per_s or 1e12, hardware.uplink_bits_per_s)
-        delay = drafting_s + bits / rate + hardware.round_trip_s / 2
+        self._uplink_free_at[index] = max(self._uplink_free_at[index], self.now) + bits / rate
+        delay = self._uplink_free_at[index] - self.now + hardware.round_trip_s / 2
         self._at(delay, lambda: self._deliver(self.core.draft(index, draft)))
 
     def _poke(self) -> None:
@@ -143,7 +167,7 @@ class Cell:
 
     def _take(self, index: int, verdict: Verdict) -> None:
         session = self._sessions[index]
-        session.apply(verdict)
+        session.apply(verdict, self.now)
         if session.finish:
             self._open(index)
         else:

@@ -34,10 +34,11 @@ def test_an_id_outside_the_vocabulary_is_refused() -> None:
 def test_a_coupled_draft_of_eight_tokens_is_at_most_48_bytes() -> None:
     digest = PrefixDigest()
     digest.update(range(30_000))
-    ids = frames.pack_ids([151_000 + i for i in range(8)], frames.id_bits(151_936))
-    frame = Draft(60_000, 60_000, 30_000, digest.digest(), ids, drafting_us=400_000)
+    ids = np.arange(151_000, 151_008, dtype=np.int32)
+    tokens = frames.pack_tokens(ids, np.arange(8, dtype=np.uint8), frames.id_bits(151_936))
+    frame = Draft(60_000, 60_000, 30_000, digest.digest(), tokens, drafting=4_000)
     assert len(digest.digest()) == 8
-    assert len(ids) == 18
+    assert len(tokens) == 21
     assert len(frames.encode(frame)) <= 48
 
 
@@ -66,9 +67,9 @@ def test_device_frames_come_back(frame: frames.FromDevice) -> None:
 @pytest.mark.parametrize(
     "frame",
     [
-        Welcome(1, "t", "f", 100, [0], 64, 8, False),
-        Verdict(1, 0, 9, 2, 3, 77, 4),
-        Verdict(1, 0, 9, 2, 3, 77, 4, 9600, "stop", b"\xff"),
+        Welcome(1, "t", "f", 100, [0], 64, 8, False, "window"),
+        Verdict(1, 0, 9, 3, 2, 3, 77, 4),
+        Verdict(1, 0, 9, 3, 2, 3, 77, 4, 9600, "stop", b"\xff"),
         frames.Error(None, "bad_frame", "no"),
     ],
 )
@@ -89,7 +90,7 @@ def test_any_bytes_are_a_frame_or_a_clear_refusal(data: bytes) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        frames.encode(Verdict(1, 0, 9, 2, 3, 77, 4)),  # a server's frame
+        frames.encode(Verdict(1, 0, 9, 3, 2, 3, 77, 4)),  # a server's frame
         frames.encode(Hello(1, "x")) + b"\x00",
         b"\x91" * 5000,
         b"x" * (frames.MAX_FRAME_BYTES + 1),

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import signal
 import socket
+import time
 from collections.abc import Awaitable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import uvicorn
 from starlette.applications import Starlette
@@ -69,6 +70,23 @@ def create_app(state: ServerState) -> Starlette:
             return JSONResponse({"status": "ok", "target": state.server.core.info.target})
         return JSONResponse({"status": "the model is being loaded"}, status_code=503)
 
+    async def cell(request: Request) -> JSONResponse:
+        """The state of the cell. ``clock_s`` counts from anywhere: differences of two answers are
+        to be compared with those of the counters."""
+        if state.server is None:
+            return JSONResponse({"status": "the model is being loaded"}, status_code=503)
+        core = state.server.core
+        return JSONResponse(
+            {
+                "target": core.info.target,
+                "mode": core.limits.batch.mode,
+                "policy": core.limits.control.policy,
+                "num_sessions": core.num_sessions,
+                "clock_s": time.monotonic(),
+                "counters": asdict(core.counters),
+            }
+        )
+
     async def device(websocket: WebSocket) -> None:
         await websocket.accept()
         transport = StarletteTransport(websocket)
@@ -80,7 +98,13 @@ def create_app(state: ServerState) -> Starlette:
             await transport.send(encode(error))
         await transport.close()
 
-    return Starlette(routes=[Route("/health", health), WebSocketRoute(DEVICE_PATH, device)])
+    return Starlette(
+        routes=[
+            Route("/health", health),
+            Route("/api/cell", cell),
+            WebSocketRoute(DEVICE_PATH, device),
+        ]
+    )
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -18,7 +18,7 @@ import numpy as np
 from multispin.bench.verification import Tell, fill
 from multispin.core.device import SpeculationStats
 from multispin.core.drafter import Drafter
-from multispin.core.engine import Batch, Engine, Work
+from multispin.core.engine import Batch, Engine, Work, emptied
 from multispin.errors import BadInput
 from multispin.types import AcceptanceRule, SamplingParams, TokenIds
 from multispin.wire.frames import Verdict
@@ -109,7 +109,7 @@ def _walk(
     length = len(prompt)
     fill(engine, 0, prompt[:-1])
     if len(prompt) == 1:
-        engine.step(Batch([], freed=[0]))
+        engine.step(Batch([], [emptied(0)]))
     drafter.free(0)
     while length - len(prompt) < sampling.max_tokens:
         began = clock()
@@ -171,9 +171,10 @@ def _count(counted: Agreement, num_draft: int, num_accepted: int, token: int) ->
         session=0,
         epoch=0,
         start=0,
+        num_draft=num_draft,
         num_accepted=num_accepted,
         num_committed=num_accepted + 1,
         token=token,
         draft_length=0,
     )
-    counted.stats.count(num_draft, verdict)
+    counted.stats.count(verdict)

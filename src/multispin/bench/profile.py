@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from multispin.bench.pair import Agreement, Sampling, check_prompts, walk_prompts
+from multispin.bench.record import Prompt
 from multispin.bench.verification import (
     BatchTime,
     Tell,
@@ -24,11 +25,12 @@ from multispin.core.drafter import Drafter, LookupDrafter, ModelDrafter
 from multispin.core.engine import Engine
 from multispin.core.prompt import prompt_text, with_bos
 from multispin.errors import BadInput, IncompatibleModels
+from multispin.lm.base import LanguageModel
 from multispin.lm.llama import LlamaModel
 from multispin.lm.ngram import NgramModel, corpus
 from multispin.net.drafting import NGRAM_CONTEXT, NGRAM_ORDER, DrafterOptions
 from multispin.types import TokenIds
-from multispin.wire.frames import TRANSPORT_BITS, ChatMessage, Draft, encode, id_bits
+from multispin.wire.frames import LEVEL_BITS, TRANSPORT_BITS, ChatMessage, Draft, encode, id_bits
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Profile:
 
     @property
     def bits_per_token(self) -> int:
-        return id_bits(self.vocabulary_size)
+        return id_bits(self.vocabulary_size) + LEVEL_BITS
 
     @property
     def bits_per_draft(self) -> int:
@@ -121,21 +123,27 @@ def measure(
 
 
 def load_drafter(options: DrafterOptions, engine: Engine) -> Drafter:
-    """The drafter for this target. Raises IncompatibleModels when they share no vocabulary."""
+    """The drafter for this target; raises as `load_draft_model`."""
     if options.draft == "lookup":
         return LookupDrafter()
+    model = load_draft_model(options, engine)
+    return ModelDrafter(model, owns_vocabulary=options.path is not None)
+
+
+def load_draft_model(options: DrafterOptions, engine: Engine) -> LanguageModel:
+    """A drafter's model. Raises IncompatibleModels unless it shares the target's vocabulary."""
     if options.path is None:
-        model = NgramModel.from_tokens(
+        return NgramModel.from_tokens(
             engine.tokenize(corpus(), parse_special=False),
             engine.info.vocabulary().size,
             order=NGRAM_ORDER,
+            num_sequences=options.num_sequences,
             context_length=NGRAM_CONTEXT,
         )
-        return ModelDrafter(model, owns_vocabulary=False)
     llama = LlamaModel(
         path=options.path,
         name=options.draft,
-        num_sequences=1,
+        num_sequences=options.num_sequences,
         context_length=options.context_length,
         threads=options.threads,
         gpu_layers=options.gpu_layers,
@@ -148,7 +156,7 @@ def load_drafter(options: DrafterOptions, engine: Engine) -> Drafter:
             f"its vocabulary differs from that of the target {engine.info.target}: draft with a "
             "model of the target's family, or with lookup or ngram",
         )
-    return ModelDrafter(llama)
+    return llama
 
 
 def default_prompts() -> list[str]:
@@ -160,12 +168,18 @@ def default_prompts() -> list[str]:
 
 def tokenize_prompt(engine: Engine, prompt: str, *, chat: bool) -> TokenIds:
     """A prompt's ids as the server would read them: plain, or as a user's turn of a chat."""
+    return read_prompt(engine, prompt, chat=chat).ids
+
+
+def read_prompt(engine: Engine, prompt: str, *, chat: bool) -> Prompt:
+    """The same with the text that the tokenizer read."""
     vocabulary = engine.info.vocabulary()
     if chat and vocabulary.chat_template is None:
         raise BadInput("--chat", engine.info.target, "has no chat template: leave the option out")
     message = [ChatMessage("user", prompt)] if chat else prompt
     text, parse_special = prompt_text(message, vocabulary)
-    return with_bos(engine.tokenize(text, parse_special=parse_special), message, vocabulary)
+    ids = engine.tokenize(text, parse_special=parse_special)
+    return Prompt(text, with_bos(ids, message, vocabulary))
 
 
 def this_machine(threads: int, library: str) -> Machine:
@@ -208,7 +222,7 @@ count = 1  # SET: how many such devices
 draft_s_per_token = {overall.draft_s_per_token:.6g}  # on this machine; measure on the device itself
 acceptance = {overall.acceptance:.6g}  # of {overall.num_judged + overall.num_empty} judged tokens
 spectral_efficiency = 4.0  # SET: bit/s/Hz of the device's uplink
-bits_per_token = {profile.bits_per_token}  # one packed id of {profile.vocabulary_size} tokens
+bits_per_token = {profile.bits_per_token}  # an id of {profile.vocabulary_size}, and a confidence
 # an empty draft frame and {TRANSPORT_BITS} bit of TCP, IP and TLS headers
 bits_per_draft = {profile.bits_per_draft}
 """

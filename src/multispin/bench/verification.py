@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import nnls  # type: ignore[import-untyped]
 
-from multispin.core.engine import Batch, Engine, StepResult, Work
+from multispin.core.cost import CostEngine
+from multispin.core.engine import Batch, Engine, StepResult, Work, emptied
 from multispin.errors import BadInput
 from multispin.types import SamplingParams, TokenIds
 
@@ -111,9 +112,9 @@ def fit_curve(times: Sequence[BatchTime]) -> VerificationCurve:
     )
 
 
-def fill(engine: Engine, seq: int, tokens: TokenIds) -> None:
+def fill(engine: Engine | CostEngine, seq: int, tokens: TokenIds) -> None:
     """Empty a sequence and feed it these tokens, judging nothing."""
-    freed = [seq]
+    copies = [emptied(seq)]
     for start in range(0, len(tokens), engine.info.max_rows):
         chunk = tokens[start : start + engine.info.max_rows]
         work = Work(
@@ -127,8 +128,8 @@ def fill(engine: Engine, seq: int, tokens: TokenIds) -> None:
             rule="greedy",
             seed=0,
         )
-        engine.step(Batch([work], freed))
-        freed = []
+        engine.step(Batch([work], copies))
+        copies = []
 
 
 class _Sequences:

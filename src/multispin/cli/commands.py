@@ -5,16 +5,18 @@ from __future__ import annotations
 import typer
 
 from multispin.cli import models
+from multispin.cli.bench import bench
 from multispin.cli.complete import complete
 from multispin.cli.demo import demo
 from multispin.cli.device import device
 from multispin.cli.doctor import doctor
 from multispin.cli.plan import plan
 from multispin.cli.profile import profile
+from multispin.cli.record import record
 from multispin.cli.serve import serve
 
 
 def register(app: typer.Typer) -> None:
-    for command in (demo, serve, device, complete, plan, profile, doctor):
+    for command in (demo, serve, device, complete, plan, profile, record, bench, doctor):
         app.command()(command)
     app.add_typer(models.app, name="models", help="The models that have a name, and their files.")

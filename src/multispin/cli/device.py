@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,12 +20,7 @@ if TYPE_CHECKING:
 
 
 def device(
-    prompts: Annotated[
-        str,
-        typer.Option(
-            help="Text file, a prompt a line, or .jsonl with a field 'prompt'; - is stdin."
-        ),
-    ] = "-",
+    prompts: options.Prompts = "-",
     server: options.Server = f"127.0.0.1:{options.DEFAULT_PORT}",
     draft: options.Draft = "lookup",
     draft_length: options.DraftLength = options.DEFAULT_DRAFT_LENGTH,
@@ -61,6 +54,7 @@ def device(
     options.check_writing(draft_length, max_tokens, seed)
 
     from multispin.cli.drafter import drafter_options
+    from multispin.cli.prompts import read_prompts
     from multispin.net.device import Request
     from multispin.wire.frames import ChatMessage
 
@@ -84,30 +78,6 @@ def device(
         spectral_efficiency=spectral_efficiency,
     )
     asyncio.run(_run(server, drafter, requests, print_event if events else print_text))
-
-
-def read_prompts(source: str) -> Iterator[str]:
-    """The prompts of a file; standard input is read as it comes."""
-    if source == "-":
-        yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
-        return
-    try:
-        lines = Path(source).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput("--prompts", source, f"cannot be read as text ({error})") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        if not source.endswith(".jsonl"):
-            yield line
-            continue
-        try:
-            prompt = json.loads(line)["prompt"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            prompt = None
-        if not isinstance(prompt, str):
-            raise BadInput("--prompts", f"{source}:{number}", 'must be an object with a "prompt"')
-        yield prompt
 
 
 def print_event(event: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import os
 
 from multispin.catalog import find_model, progress_on_stderr
 from multispin.cli import options
-from multispin.net.drafting import DrafterOptions
+from multispin.net.drafting import REPLAY_PREFIX, DrafterOptions
 
 DRAFTERS_WITHOUT_FILE = ("lookup", "ngram", "none")
 
@@ -22,7 +22,7 @@ def drafter_options(
 ) -> DrafterOptions:
     """Find the drafter's file, pulling it from the catalog if need be."""
     path = None
-    if draft not in DRAFTERS_WITHOUT_FILE:
+    if draft not in DRAFTERS_WITHOUT_FILE and not draft.startswith(REPLAY_PREFIX):
         with progress_on_stderr() as progress:
             path = os.fspath(find_model(draft, progress=progress))
     return DrafterOptions(

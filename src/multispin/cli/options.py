@@ -19,8 +19,14 @@ DEFAULT_DRAFT_LENGTH = 4
 Server = Annotated[str, typer.Option(help="HOST:PORT of the edge server.")]
 Draft = Annotated[
     str,
-    typer.Option(help="Drafter: catalog name, GGUF path, hf:owner/repo/file, lookup, ngram, none."),
+    typer.Option(
+        help="Drafter: catalog name, GGUF path, hf:owner/repo/file, lookup, ngram, "
+        "replay:FILE, none."
+    ),
 ]
+_PROMPTS_HELP = "Text file, a prompt a line, or .jsonl with 'prompt' or 'turns'; - is stdin."
+Prompts = Annotated[str, typer.Option(help=_PROMPTS_HELP)]
+OptionalPrompts = Annotated[str | None, typer.Option("--prompts", help=_PROMPTS_HELP)]
 DraftLength = Annotated[int, typer.Option(help="Tokens per draft; 0 leaves all to the server.")]
 MaxTokens = Annotated[int, typer.Option(help="Most tokens to write.")]
 Temperature = Annotated[float, typer.Option(help="0 takes the most likely token.")]

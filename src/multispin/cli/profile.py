@@ -31,12 +31,7 @@ def profile(
         str, typer.Option(help="Large model: catalog name, GGUF path, hf:owner/repo/file, ngram.")
     ],
     draft: options.Draft = "lookup",
-    prompts: Annotated[
-        str | None,
-        typer.Option(
-            help="Text file, a prompt a line, or .jsonl with a field 'prompt'; - is stdin."
-        ),
-    ] = None,
+    prompts: options.OptionalPrompts = None,
     chat: Annotated[bool, typer.Option("--chat", help="Use the target's chat template.")] = False,
     max_tokens: Annotated[int, typer.Option(help="Most tokens to write for each prompt.")] = 64,
     draft_length: Annotated[
@@ -62,7 +57,7 @@ def profile(
 
     from multispin.bench import pair
     from multispin.bench.profile import cell_toml, default_prompts
-    from multispin.cli.device import read_prompts
+    from multispin.cli.prompts import read_prompts
 
     texts = default_prompts() if prompts is None else list(read_prompts(prompts))
     if not texts:
@@ -127,8 +122,8 @@ def _measure(
 
 
 def _check(draft: str, draft_length: int, ctx_size: int) -> None:
-    if draft == "none":
-        raise BadInput("--draft", draft, "drafts nothing; take a model, lookup or ngram")
+    if draft == "none" or draft.startswith("replay:"):
+        raise BadInput("--draft", draft, "drafts nothing of its own; take a model, lookup or ngram")
     if not 1 <= draft_length <= MAX_DRAFT_LENGTH:
         raise BadInput("--draft-length", draft_length, f"must be 1 to {MAX_DRAFT_LENGTH}")
     if ctx_size < MIN_CONTEXT:

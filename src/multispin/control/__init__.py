@@ -16,7 +16,9 @@ from multispin.control.stop_and_wait import (
     StopAndWaitPlan,
     evaluate_stop_and_wait,
     solve_stop_and_wait,
+    stop_and_wait_plans,
 )
+from multispin.control.window import WindowPlan, evaluate_window, solve_window
 
 __all__ = [
     "POLICIES",
@@ -32,10 +34,14 @@ __all__ = [
     "Uplink",
     "VerificationCurve",
     "VerificationFit",
+    "WindowPlan",
     "bandwidth_for",
     "evaluate",
     "evaluate_stop_and_wait",
+    "evaluate_window",
     "expected_tokens",
     "solve",
     "solve_stop_and_wait",
+    "solve_window",
+    "stop_and_wait_plans",
 ]

@@ -25,6 +25,15 @@ def bandwidth_needed(problem: Problem, lengths: AnyLengths, deadline_s: Floats) 
     return problem.uplink.bandwidth(_rate_needed(bits, left))
 
 
+def need_and_fall(problem: Problem, bits: Floats, left_s: Floats) -> tuple[Floats, Floats]:
+    """b_k and -db_k/dphi in hertz, hertz/s, for uploads of ``bits`` in ``left_s`` > 0 [..., K]."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        per_s = 1.0 / np.maximum(left_s, 1e-290)
+        rate = bits * per_s
+        need, slope, _ = problem.uplink.bandwidth_derivatives(rate)
+        return need, slope * rate * per_s
+
+
 def least_deadline(problem: Problem, lengths: AnyLengths, near: Floats | None = None) -> Floats:
     """phi [...] with sum_k b_k(L_k, phi) = B for lengths [..., K]; 0 where nobody drafts.
 
@@ -47,14 +56,11 @@ def least_deadline(problem: Problem, lengths: AnyLengths, near: Floats | None = 
         else:
             deadline = np.maximum(soonest, near[..., None])
         for _ in range(60):
-            per_s = 1.0 / np.maximum(deadline - draft, 1e-290)
-            rate = bits * per_s
-            need, slope, _ = problem.uplink.bandwidth_derivatives(rate)
+            need, fall = need_and_fall(problem, bits, deadline - draft)
             total = need.sum(axis=-1, keepdims=True)
-            fall = (slope * rate * per_s).sum(axis=-1, keepdims=True)  # -dS/dphi
             excess = total / problem.bandwidth_hz - 1.0
-            step = total * excess / fall
-            step = np.where(np.isfinite(step), step, 0.0)
+            step = total * excess / fall.sum(axis=-1, keepdims=True)
+            step = np.where(np.isfinite(step), step, np.where(total > 0, 0.0, -np.inf))
             later = np.maximum(deadline + step, soonest)
             # quadratic: a mismatch of 1e-8 before the step is below rounding after it
             is_done = np.abs(excess) < 1e-8
@@ -65,9 +71,13 @@ def least_deadline(problem: Problem, lengths: AnyLengths, near: Floats | None = 
     return np.asarray(deadline[..., 0])
 
 
-def bandwidth_for(problem: Problem, lengths: Lengths) -> Plan:
-    """The best plan with exactly these lengths [K]: the least deadline and the shares it needs."""
-    deadline = least_deadline(problem, lengths)
+def bandwidth_for(problem: Problem, lengths: Lengths, deadline: Floats | None = None) -> Plan:
+    """The best plan with exactly these lengths [K]: the least deadline and the shares it needs.
+
+    ``deadline`` is the least deadline, where the caller has it already.
+    """
+    if deadline is None:
+        deadline = least_deadline(problem, lengths)
     need = bandwidth_needed(problem, lengths, deadline[..., None])
     # at the first deadline that rounding allows the last bit of a share may be missing
     need = np.where(np.isfinite(need), need, problem.bandwidth_hz)

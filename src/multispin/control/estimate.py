@@ -81,18 +81,23 @@ class RunningMean:
         """Take one measurement; False if it cannot be one and was ignored."""
         if not (0 <= value < ABSURD and 0 < weight < ABSURD and math.isfinite(now_s)):
             return False
-        old = self.weight(now_s)
-        self._last_s = now_s if self._last_s is None else max(now_s, self._last_s)
-        spread = CLIP * max(self._deviation, LEAST_DEVIATION * self._mean)
-        clipped = min(max(value, self._mean - spread), self._mean + spread)
-        side = (value > clipped) - (value < clipped)
-        self._run = self._run + side if side * self._run > 0 else side
-        if abs(self._run) >= CHANGE_RUN:
-            old = self._prior_weight
-            self._deviation = min(2.0 * self._deviation, 1e150)
+        old, mean = self.weight(now_s), self._mean
+        if self._last_s is None or now_s > self._last_s:
+            self._last_s = now_s
+        spread = CLIP * max(self._deviation, LEAST_DEVIATION * mean)
+        clipped = value
+        if abs(value - mean) <= spread:
+            self._run = 0
+        else:
+            side = 1 if value > mean else -1
+            clipped = mean + side * spread
+            self._run = self._run + side if side * self._run > 0 else side
+            if abs(self._run) >= CHANGE_RUN:
+                old = self._prior_weight
+                self._deviation = min(2.0 * self._deviation, 1e150)
         gain = weight / (old + weight)
-        self._deviation += gain * (abs(clipped - self._mean) - self._deviation)
-        self._mean = (old * self._mean + weight * clipped) / (old + weight)
+        self._deviation += gain * (abs(clipped - mean) - self._deviation)
+        self._mean = (old * mean + weight * clipped) / (old + weight)
         self._weight = old + weight
         return True
 
@@ -168,6 +173,43 @@ class AcceptancePrior:
         _require_positive("prior tokens", self.pair_tokens, self.position_tokens)
 
 
+class _FadingCounts:
+    """Counts by position, of which the last stands for all beyond; all fade together.
+
+    New counts grow instead of old ones shrinking, which is one multiplication, not one a position.
+    """
+
+    def __init__(self, num_positions: int) -> None:
+        self._counts = [0.0] * num_positions
+        self._sum = 0.0
+        self._unit = 1.0  # what one count is worth now, in what is stored
+
+    def fade(self, keep: float) -> None:
+        self._unit /= keep
+        if self._unit > 1e100:
+            self._counts, self._sum, self._unit = self.values(), self.total, 1.0
+
+    def add(self, first: int, number: int) -> None:
+        """One each at positions ``first`` to ``first + number - 1``."""
+        counts, unit = self._counts, self._unit
+        end = first + number
+        for position in range(first, min(end, len(counts))):
+            counts[position] += unit
+        if end > len(counts):
+            counts[-1] += unit * (end - max(first, len(counts)))
+        self._sum += number * unit
+
+    @property
+    def total(self) -> float:
+        return self._sum / self._unit
+
+    def __getitem__(self, position: int) -> float:
+        return self._counts[position] / self._unit
+
+    def values(self) -> list[float]:
+        return [count / self._unit for count in self._counts]
+
+
 class AcceptanceEstimate:
     """a_j = P(token j accepted | tokens before it accepted) of one session, j = 0, 1, ...
 
@@ -193,8 +235,8 @@ class AcceptanceEstimate:
         _require_positive("max_length", max_length)
         self.prior = prior or AcceptancePrior()
         self._keep = 0.5 ** (1.0 / half_life_drafts)
-        self._accepted = np.zeros(max_length)  # A [max_length]
-        self._rejected = np.zeros(max_length)  # R [max_length]
+        self._accepted = _FadingCounts(max_length)  # A
+        self._rejected = _FadingCounts(max_length)  # R
         self._log_luck = 0.0  # log-probability of the present run of drafts that failed at once
 
     def observe(self, num_draft: int, num_accepted: int) -> bool:
@@ -207,28 +249,30 @@ class AcceptanceEstimate:
         if num_accepted > 0:
             self._log_luck = 0.0
         else:
-            self._log_luck += math.log(max(1.0 - self.positions(1)[0], 0.1))
+            self._log_luck += math.log(max(1.0 - self._first, 0.1))
             keep = min(keep, 0.5) if self._log_luck < math.log(COLLAPSE) else keep
-        self._accepted *= keep
-        self._rejected *= self._keep
-        last = len(self._accepted) - 1
-        self._accepted[:num_accepted] += 1.0
-        if num_accepted > last + 1:
-            self._accepted[last] += num_accepted - last - 1
-        if num_accepted < num_draft:
-            self._rejected[min(num_accepted, last)] += 1.0
+        self._accepted.fade(keep)
+        self._rejected.fade(self._keep)
+        self._accepted.add(0, num_accepted)
+        self._rejected.add(num_accepted, min(num_draft - num_accepted, 1))
         return True
 
     @property
     def num_tokens(self) -> float:
         """Judged tokens, as they count now."""
-        return float(self._accepted.sum() + self._rejected.sum())
+        return self._accepted.total + self._rejected.total
 
     @property
     def alpha(self) -> float:
         prior = self.prior
-        accepted = float(self._accepted.sum()) + prior.pair_tokens * prior.acceptance
+        accepted = self._accepted.total + prior.pair_tokens * prior.acceptance
         return min(accepted / (self.num_tokens + prior.pair_tokens), 1.0)
+
+    @property
+    def _first(self) -> float:
+        """a_0."""
+        u, accepted, rejected = self.prior.position_tokens, self._accepted[0], self._rejected[0]
+        return min((accepted + u * self.alpha) / (accepted + rejected + u), 1.0)
 
     def positions(self, length: int) -> Floats:
         """a_0 .. a_{length-1} [length]."""
@@ -245,13 +289,15 @@ def survivals(
     """``survival`` (or a_j where ``conditional``) of many sessions at once [S, length]."""
     if length < 0:
         raise BadInput("length", length, "must be 0 or more tokens")
-    table = np.empty((len(sessions), length))
-    for row, session in zip(table, sessions, strict=True):
-        weight = session.prior.position_tokens
-        judged = session._accepted + session._rejected + weight
-        a = (session._accepted + weight * session.alpha) / judged
-        row[: len(a)] = a[:length]
-        row[len(a) :] = a[-1]
+    if not sessions:
+        return np.empty((0, length))
+    accepted = np.array([s._accepted.values() for s in sessions])
+    judged = accepted + np.array([s._rejected.values() for s in sessions])
+    weight = np.array([s.prior.position_tokens for s in sessions])[:, None]
+    alpha = np.array([s.alpha for s in sessions])[:, None]
+    known = (accepted + weight * alpha) / (judged + weight)
+    # Positions that are not kept apart are as good as the last.
+    table = known[:, np.minimum(np.arange(length), known.shape[1] - 1)]
     np.minimum(table, 1.0, out=table)
     return table if conditional else np.asarray(np.cumprod(table, axis=-1), dtype=np.float64)
 
@@ -292,7 +338,7 @@ class VerificationFit:
 # (rows, sequences) at which the prior's shape is held against the measurements
 _PRIOR_POINTS = ((1, 1), (8, 8), (32, 8))
 _TABLE_SIZE = 15  # passes remembered per row count; their median shrugs off seven outliers
-_LEAST_PASSES = 3  # of a row count, before its median counts
+_LEAST_PASSES = 2  # of a row count, before its median counts
 
 
 @dataclass

@@ -11,9 +11,11 @@ reached, and the price of time -(dvalue/dT)/(dvalue/dU).
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from multispin.control.deadline import AnyLengths, bandwidth_for, least_deadline
+from multispin.control.deadline import AnyLengths, least_deadline
 from multispin.control.problem import Floats, Lengths, Plan, Problem, expected_tokens
 from multispin.errors import BadInput
 
@@ -62,6 +64,26 @@ def worth(problem: Problem, lengths: AnyLengths, deadline_s: Floats | None = Non
         enough = expected.min(axis=-1) >= least * round_s * (1 - 1e-12)
         worth = np.where(enough, worth, -np.inf)
     return worth
+
+
+class Valued(NamedTuple):
+    """Plans by their lengths [..., K], with their least deadlines and what they are worth [...]."""
+
+    lengths: Lengths
+    deadline_s: Floats
+    value: Floats
+
+    def row(self, index: int) -> Valued:
+        return Valued(self.lengths[index], self.deadline_s[index], self.value[index])
+
+    def best(self) -> Valued:
+        return self.row(int(self.value.argmax()))
+
+
+def valued(problem: Problem, lengths: Lengths, near: Floats | None = None) -> Valued:
+    """``worth`` of [..., K] lengths; ``near`` is what ``least_deadline`` may start from."""
+    deadline = least_deadline(problem, lengths, near)
+    return Valued(lengths, deadline, worth(problem, lengths, deadline))
 
 
 def plan_value(problem: Problem, plan: Plan) -> float:
@@ -137,8 +159,3 @@ def check_minimum(problem: Problem, policy: str, plan: Plan) -> Plan:
             f"{least - goodput[worst]:.3g} too few; lower the minimum or choose another policy",
         )
     return plan
-
-
-def best_of(problem: Problem, candidates: Lengths) -> Plan:
-    """The best of the rows of ``candidates`` [C, K], each with the best bandwidths for it."""
-    return bandwidth_for(problem, candidates[int(worth(problem, candidates).argmax())])

@@ -3,7 +3,8 @@
 1. Deadline. For a deadline phi the best real lengths follow from two prices (relaxation.py); their
    utility V(phi) is concave without headers (the feasible set is a convex cone in (L, phi)), so
    that the objective has one peak in phi: a grid is refined around its best, all points at once.
-2. Price of bandwidth. At each phi the demand falls with the price: bracketed secant.
+2. Price of bandwidth. At each phi the demand falls with the price: Newton for the price and the
+   lengths together.
 3. Whole numbers. Each grid point is rounded by price and given its exact deadline; the best few,
    and the plans of the simpler policies, start the exact moves of integer.py.
 """
@@ -13,15 +14,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from multispin.control.deadline import bandwidth_for, bandwidth_needed, least_deadline
+from multispin.control.deadline import bandwidth_for
 from multispin.control.fairness import (
+    Valued,
     break_even_round_s,
     require_minimum,
     shortest_lengths,
     time_price,
     utility,
-    worth,
+    value,
+    valued,
 )
 from multispin.control.homogeneous import common_length
 from multispin.control.integer import improve, round_by_price
@@ -29,61 +33,64 @@ from multispin.control.length_only import equal_share_lengths
 from multispin.control.problem import Floats, Lengths, Plan, Problem
 from multispin.control.relaxation import Relaxation
 
+_MAX_STEPS = 12  # of the Newton iteration for prices; four to seven are usual
+_FARTHEST = 2.0  # what ln q may change in one of them
+
 
 def heterogeneous(problem: Problem) -> Plan:
     """The best lengths and bandwidths for the problem's objective; Infeasible if it has none.
 
     Never below any other policy: their lengths are among the starts.
     """
-    known = np.stack(
-        [require_minimum(problem), common_length(problem), equal_share_lengths(problem)]
+    known = valued(
+        problem,
+        np.stack([require_minimum(problem), common_length(problem), equal_share_lengths(problem)]),
     )
-    values = worth(problem, known)
-    at = int(values.argmax())
-    found, found_values = search_deadline(problem, known[at], float(values[at]))
-    starts, values = np.concatenate([known, found]), np.concatenate([values, found_values])
-    best, best_value = starts[int(values.argmax())], -np.inf
-    for start in _best_rows(starts, values, num=int(np.clip(32 // problem.num_devices, 1, 8))):
-        lengths, value = improve(problem, starts[start], float(values[start]))
-        if value > best_value:
-            best, best_value = lengths, value
-    return bandwidth_for(problem, best)
+    starts = search_deadline(problem, known)
+    num = int(np.clip(32 // problem.num_devices, 1, 8))
+    improved = [improve(problem, starts.row(at)) for at in _best_rows(starts, num)]
+    best = max(improved, key=lambda plan: float(plan.value))
+    return bandwidth_for(problem, best.lengths, best.deadline_s)
 
 
-def search_deadline(problem: Problem, lengths: Lengths, best: float) -> tuple[Lengths, Floats]:
-    """Rounded plans [C, K] of a refined grid of deadlines, and what they are worth [C].
+def search_deadline(problem: Problem, known: Valued) -> Valued:
+    """The ``known`` plans and the rounded ones of a refined grid of deadlines [C, K].
 
-    ``lengths`` [K], worth ``best``, is the best plan so far: it bounds the deadlines worth a look.
+    They bound the deadlines worth a look: no plan has an earlier one than the first
+    of them, which drafts as little as allowed.
     """
+    best = known.best()
     low, high = _deadline_range(problem, best)
+    low = max(low, float(known.deadline_s[0]))
     relaxation = Relaxation(problem)
-    candidates: list[Lengths] = [lengths[None, :]]
-    candidate_values: list[Floats] = [np.asarray([best])]
+    found = [known]
     # few devices feel every token and many feel none: the moves that follow reach less far
-    fineness = float(np.clip(2.0 / problem.num_devices, 0.02, 0.1))
+    fineness = float(np.clip(2.0 / problem.num_devices, 0.04, 0.1))
     num_points = int(np.clip(320 // problem.num_devices, 6, 48))
-    round_s = float(least_deadline(problem, lengths) + problem.overhead_s(lengths))
     shares: Shares | None = None
     while low < high:
         grid = np.exp(np.linspace(np.log(low), np.log(high), num_points))[:, None]
-        price = time_price(problem, best, round_s)
+        round_s = best.deadline_s + problem.overhead_s(best.lengths)
+        price = time_price(problem, float(best.value), float(round_s))
         shares = share_bandwidth(relaxation, grid, price, shares)
-        rounded = round_by_price(problem, shares.lengths, grid, np.exp(shares.log_price), price)
-        rounded = np.maximum(rounded, _owed(problem, grid))
-        plans = np.concatenate([rounded, shares.lengths])
-        deadlines = least_deadline(problem, plans, near=np.tile(grid[:, 0], 2))
-        values = worth(problem, plans, deadlines)
-        candidates.append(rounded)
-        candidate_values.append(values[:num_points])
-        top = int(values[:num_points].argmax())
-        if values[top] > best:
-            best = float(values[top])
-            round_s = float(deadlines[top] + problem.overhead_s(rounded[top]))
-        peak = int(values[num_points:].argmax())
-        low, high = float(grid[max(peak - 1, 0), 0]), float(grid[min(peak + 1, num_points - 1), 0])
-        if high < low * (1.0 + fineness):
+        rounded = round_by_price(
+            problem, shares.if_drafting, shares.least, grid, np.exp(shares.log_price), price
+        )
+        found.append(valued(problem, rounded, near=grid[:, 0]))
+        best = max(best, found[-1].best(), key=lambda plan: float(plan.value))
+        values = shares.values(problem, price)
+        peak = int(values.argmax())
+        around = slice(max(peak - 1, 0), peak + 2)
+        low, high = float(grid[around][0, 0]), float(grid[around][-1, 0])
+        # a steep side, where one device just makes it, takes a closer look
+        is_flat = np.ptp(values[around]) < 1e-2 * abs(values[peak])
+        if high < low * (1.0 + (fineness if is_flat else 1e-4)):
             break
-    return np.concatenate(candidates), np.concatenate(candidate_values)
+    return Valued(
+        np.concatenate([plans.lengths for plans in found]),
+        np.concatenate([plans.deadline_s for plans in found]),
+        np.concatenate([plans.value for plans in found]),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +99,32 @@ class Shares:
 
     deadline_s: Floats  # [P, 1]
     log_price: Floats  # [P, 1], ln q in utility per hertz
+    least: Lengths  # [P, K] or [1], what every device must draft
     lengths: Floats  # [P, K]
+    if_drafting: Floats  # [P, K], the same before those whom the header keeps from drafting
+    demand_hz: Floats  # [P, 1], B but for a last inaccuracy
+
+    def at(self, deadline_s: Floats) -> tuple[Floats, Floats]:
+        """ln q and ``if_drafting`` at other deadlines [P, 1], by interpolation."""
+        at = np.interp(deadline_s[:, 0], self.deadline_s[:, 0], np.arange(len(self.deadline_s)))
+        below = at.astype(np.int64)
+        above = np.minimum(below + 1, len(self.deadline_s) - 1)
+        share = (at - below)[:, None]
+        log_price = self.log_price[below] * (1.0 - share) + self.log_price[above] * share
+        drafts = self.if_drafting[below] * (1.0 - share) + self.if_drafting[above] * share
+        return log_price, drafts
+
+    def values(self, problem: Problem, price: float) -> Floats:
+        """The objective [P]; hertz too many are paid for with time, at the prices q and p.
+
+        Right to second order in the mismatch, without another root. A surplus is worth no more than
+        all of the deadline: its price is off where the whole band is not wanted.
+        """
+        excess = self.demand_hz / problem.bandwidth_hz - 1.0
+        rate_s = np.exp(self.log_price) * problem.bandwidth_hz / price
+        late_s = excess * np.minimum(rate_s, self.deadline_s)
+        round_s = (self.deadline_s + late_s)[:, 0] + problem.overhead_s(self.lengths)
+        return value(problem, utility(problem, self.lengths).sum(axis=-1), round_s)
 
 
 def share_bandwidth(
@@ -100,75 +132,57 @@ def share_bandwidth(
 ) -> Shares:
     """Real lengths and the bandwidth price at which together they need B, per deadline [P, 1].
 
-    Demand falls with the price q; ln(demand) is nearly straight in ln q, so a bracketed secant
-    converges in a few steps, fewer from the prices at ``near`` deadlines. Where B suffices at any
-    price, q ends close to 0.
+    Newton for both at once: ln(demand) falls and is nearly straight in ln q, and the lengths go
+    along. It starts from ``near`` deadlines, or from the closed form. Where B suffices at any price
+    q ends close to 0.
     """
     problem = relaxation.problem
-    budget = problem.bandwidth_hz
+    least = _owed(problem, deadline_s)
     if near is None:
-        x, lengths = np.log(price * deadline_s / (2.0 * budget)), None
+        log_price = np.log(price * deadline_s / (2.0 * problem.bandwidth_hz))
+        drafts = relaxation.closed_form(deadline_s, np.exp(log_price))
     else:
-        x = np.interp(deadline_s, near.deadline_s[:, 0], near.log_price[:, 0])
-        lengths = near.lengths[np.searchsorted(near.deadline_s[1:, 0], deadline_s[:, 0])]
-    y, stride = np.zeros_like(x), np.full_like(x, 1.5)  # stride: how far ln q goes per ln(demand)
-    x_low, x_high = np.full_like(x, -np.inf), np.full_like(x, np.inf)
-    y_low, y_high = np.ones_like(x), -np.ones_like(x)
-    for step in range(6 if near is None else 3):
-        if step > 0:
-            is_bracketed = np.isfinite(x_low) & np.isfinite(x_high)
-            share = np.minimum(np.maximum(y_low / (y_low - y_high), 0.1), 0.9)
-            onward = x + np.minimum(np.maximum(y * stride, -8.0), 8.0)
-            between = np.where(is_bracketed, x_low, 0.0) * (1.0 - share)
-            between += np.where(is_bracketed, x_high, 0.0) * share
-            x_last, y_last = x, y
-            x = np.where(is_bracketed, between, onward)
-            x = np.minimum(np.maximum(x, -600.0), 600.0)
-        lengths, demand = _respond(relaxation, deadline_s, np.exp(x), price, lengths)
-        y = np.log(np.minimum(np.maximum(demand / budget, 1e-6), 1e6))
-        if step > 0:
-            falls = (y - y_last) * (x - x_last) < 0
-            stride = np.where(falls, (x - x_last) / np.where(falls, y_last - y, 1.0), stride)
-        above = y > 0
-        x_low, y_low = np.where(above, x, x_low), np.where(above, y, y_low)
-        x_high, y_high = np.where(above, x_high, x), np.where(above, y_high, y)
-    assert lengths is not None
-    return Shares(deadline_s, x, lengths)
+        log_price, drafts = near.at(deadline_s)
+    shift = excess = np.zeros_like(log_price)
+    drafts_slope = np.zeros(1)
+    least_hz, most_hz = 1e-6 * problem.bandwidth_hz, 1e6 * problem.bandwidth_hz
+    for _ in range(_MAX_STEPS):
+        log_price = np.minimum(np.maximum(log_price + shift, -600.0), 600.0)
+        bandwidth_price = np.exp(log_price)
+        drafts, hertz, drafts_slope, hertz_slope = relaxation.respond(
+            deadline_s, bandwidth_price, price, least, drafts + drafts_slope * shift
+        )
+        lengths = drafts
+        if problem.has_headers:
+            is_busy = _is_busy(problem, drafts, bandwidth_price * hertz, price) | (least > 0)
+            lengths, hertz, hertz_slope = drafts * is_busy, hertz * is_busy, hertz_slope * is_busy
+        demand = np.minimum(np.maximum(hertz.sum(axis=-1, keepdims=True), least_hz), most_hz)
+        last, excess = excess, np.log(demand / problem.bandwidth_hz)
+        if (np.minimum(np.abs(excess), np.abs(excess - last)) < 1e-2).all():
+            break
+        elasticity = -hertz_slope.sum(axis=-1, keepdims=True) / demand
+        shift = np.minimum(np.maximum(excess / np.maximum(elasticity, 0.1), -_FARTHEST), _FARTHEST)
+    return Shares(deadline_s, log_price, least, lengths, drafts, demand)
 
 
-def _respond(
-    relaxation: Relaxation,
-    deadline_s: Floats,
-    bandwidth_price: Floats,
-    price: float,
-    near: Floats | None,
-) -> tuple[Floats, Floats]:
-    """Each device's best real length at these prices, and their demand in hertz [P, K], [P, 1].
-
-    A length is 0 where the header is not worth paying.
-    """
-    problem = relaxation.problem
-    lengths = relaxation.lengths(deadline_s, bandwidth_price, price, near)
-    lengths = np.maximum(lengths, _owed(problem, deadline_s))
-    hertz = bandwidth_needed(problem, lengths, deadline_s)
-    if problem.has_headers and problem.min_draft_length == 0:
-        gain = utility(problem, lengths) - utility(problem, np.zeros(problem.num_devices))
-        gain = gain - price * problem.verify_per_token_s * lengths
-        is_off = (gain <= bandwidth_price * hertz) & (_owed(problem, deadline_s) == 0)
-        lengths, hertz = np.where(is_off, 0.0, lengths), np.where(is_off, 0.0, hertz)
-    return lengths, hertz.sum(axis=-1, keepdims=True)
+def _is_busy(
+    problem: Problem, lengths: Floats, charge: Floats, price: float
+) -> npt.NDArray[np.bool_]:
+    """Which devices had better draft these lengths and pay than not draft [P, K]: the header."""
+    gain = utility(problem, lengths) - utility(problem, np.zeros(problem.num_devices))
+    return np.asarray(gain - price * problem.verify_per_token_s * lengths > charge)
 
 
 def _owed(problem: Problem, deadline_s: Floats) -> Lengths:
-    """Lengths [P, K] that the minimum goodput asks for in a round with this deadline [P, 1]."""
+    """Least lengths [P, K] or [1]: of the minimum goodput in a round with this deadline [P, 1]."""
     least = problem.objective.min_goodput_tokens_per_s
     if least == 0:
-        return np.zeros(1, dtype=np.int64)
+        return np.asarray([problem.min_draft_length])
     round_s = deadline_s[:, 0] + problem.base_round_s + problem.round_trip_s
     return np.minimum(shortest_lengths(problem, round_s, least), problem.max_draft_length)
 
 
-def _deadline_range(problem: Problem, best: float) -> tuple[float, float]:
+def _deadline_range(problem: Problem, best: Valued) -> tuple[float, float]:
     """Deadlines outside which nothing beats ``best``.
 
     Above, even the longest drafts would not pay for the round; below, no device can send a token,
@@ -180,16 +194,16 @@ def _deadline_range(problem: Problem, best: float) -> tuple[float, float]:
     )
     longest = np.full(problem.num_devices, problem.max_draft_length)
     total = np.asarray(utility(problem, longest).sum())
-    latest = float(break_even_round_s(problem, total, best)) - problem.base_round_s
+    latest = float(break_even_round_s(problem, total, float(best.value))) - problem.base_round_s
     return max(soonest, 1e-5 * problem.base_round_s), latest
 
 
-def _best_rows(rows: Lengths, values: Floats, num: int) -> list[int]:
-    """Indices of the ``num`` best distinct rows [C, K]."""
+def _best_rows(plans: Valued, num: int) -> list[int]:
+    """Indices of the ``num`` best distinct plans."""
     chosen: list[int] = []
-    for index in np.argsort(-values, kind="stable"):
-        if len(chosen) == num or values[index] == -np.inf:
+    for index in np.argsort(-plans.value, kind="stable"):
+        if len(chosen) == num or plans.value[index] == -np.inf:
             break
-        if not any((rows[index] == rows[other]).all() for other in chosen):
+        if not any((plans.lengths[index] == plans.lengths[other]).all() for other in chosen):
             chosen.append(int(index))
     return chosen

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import itertools
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from multispin.control.deadline import bandwidth_needed, least_deadline
-from multispin.control.fairness import break_even_round_s, time_price, utility, worth
+from multispin.control.deadline import bandwidth_needed, need_and_fall
+from multispin.control.fairness import Valued, break_even_round_s, time_price, utility, valued
 from multispin.control.problem import Floats, Lengths, Problem
 
 _MAX_PASSES = 60
@@ -22,94 +23,100 @@ _LEAST_GAIN = 1e-7  # relative; a thousandth of what the solver promises
 
 
 def round_by_price(
-    problem: Problem, relaxed: Floats, deadline_s: Floats, bandwidth_price: Floats, price: float
+    problem: Problem,
+    relaxed: Floats,
+    least: Lengths,
+    deadline_s: Floats,
+    bandwidth_price: Floats,
+    price: float,
 ) -> Lengths:
     """Whole lengths [P, K] that maximise u(L) - p t L - q b(L, phi) next to ``relaxed`` [P, K].
 
     Exact per device: the score is concave over L >= 1, so that the best integer is a neighbour of
-    the best real number, or the minimum when the header makes drafting not worth its while.
+    the best real number, or the least when the header makes drafting not worth its while.
     """
     down = np.floor(relaxed).astype(np.int64)
-    up = np.minimum(down + 1, problem.max_draft_length)
-    least = np.full_like(down, problem.min_draft_length)
-    best, best_score = least, _score(problem, least, deadline_s, bandwidth_price, price)
-    for other in (down, up):
-        score = _score(problem, other, deadline_s, bandwidth_price, price)
-        better = score > best_score
-        best, best_score = np.where(better, other, best), np.where(better, score, best_score)
-    return best
-
-
-def _score(
-    problem: Problem, lengths: Lengths, deadline_s: Floats, bandwidth_price: Floats, price: float
-) -> Floats:
-    """What each length is worth to its device at these prices [..., K]; -inf past the deadline."""
-    hertz = bandwidth_needed(problem, lengths, deadline_s)
-    charge = np.where(np.isinf(hertz), np.inf, bandwidth_price * np.where(hertz < np.inf, hertz, 0))
+    options = [down, np.minimum(down + 1, problem.max_draft_length)]
+    if problem.has_headers:
+        options.append(np.broadcast_to(least, down.shape))
+    lengths = np.stack(options)  # [O, P, K]
     tokens = price * problem.verify_per_token_s * lengths
-    return np.asarray(utility(problem, lengths) - tokens - charge, dtype=np.float64)
+    charge = bandwidth_price * bandwidth_needed(problem, lengths, deadline_s)
+    best = (utility(problem, lengths) - tokens - charge).argmax(axis=0)
+    return np.asarray(np.take_along_axis(lengths, best[None], axis=0)[0])
 
 
-def improve(problem: Problem, lengths: Lengths, best: float) -> tuple[Lengths, float]:
-    """A local optimum under the moves of this module, from ``lengths`` [K] worth ``best``."""
-    deadline = least_deadline(problem, lengths)
+def improve(problem: Problem, plan: Valued) -> Valued:
+    """A local optimum under the moves of this module, from ``plan`` (one row)."""
     # one move of thousands changes next to nothing and costs a look at all: work stays near n log n
     for _ in range(max(4, min(_MAX_PASSES, 4096 // problem.num_devices))):
-        candidates = _neighbours(problem, lengths, deadline, best)
+        candidates = _neighbours(problem, plan)
         if len(candidates) == 0:
             break
-        deadlines = least_deadline(problem, candidates, near=deadline)
-        values = worth(problem, candidates, deadlines)
-        at = int(values.argmax())
-        if values[at] <= best + _LEAST_GAIN * abs(best):
+        found = valued(problem, candidates, near=plan.deadline_s).best()
+        if found.value <= plan.value + _LEAST_GAIN * abs(plan.value):
             break
-        lengths, deadline, best = candidates[at], deadlines[at], float(values[at])
-    return lengths, best
+        plan = found
+    return plan
 
 
-def _neighbours(problem: Problem, lengths: Lengths, deadline: Floats, best: float) -> Lengths:
-    """Combinations of cheap moves that beat ``best`` [C, K], only the most promising.
+class _Moves(NamedTuple):
+    """Changes of one device each [M], in rising order of what they lose by price."""
 
-    A candidate beats ``best`` iff its drafts fit into the bandwidth at the deadline at which it
-    would break even: one evaluation of S(phi), no root.
+    devices: npt.NDArray[np.int64]
+    lengths: Lengths  # the new ones
+    tokens: Floats  # by how much longer
+    utility: Floats  # and how the utility,
+    need_hz: Floats  # the bandwidth at the present deadline
+    fall: Floats  # and how fast that falls with the deadline, change
+
+
+def _neighbours(problem: Problem, plan: Valued) -> Lengths:
+    """Combinations of cheap moves that beat ``plan`` [C, K], only the most promising.
+
+    A candidate beats it iff its drafts fit into the bandwidth at the deadline at which it would
+    break even: one evaluation of S(phi), no root. S is convex, so that its tangent at the present
+    deadline, the sum of the moves' own, tells without any evaluation that most do not.
     """
-    devices, targets, gains = _cheapest_moves(problem, lengths, deadline, best)
-    picks, is_new = _combinations(len(devices), _budget(problem))
-    moved = devices[picks]  # [C, 4]
-    distinct = np.ones(len(picks), dtype=bool)
-    for i, j in itertools.combinations(range(4), 2):
-        distinct &= (moved[:, i] != moved[:, j]) | ~is_new[:, j]
-    picks, moved, is_new = picks[distinct], moved[distinct], is_new[distinct]
-    candidates = np.repeat(lengths[None, :], len(picks), axis=0)
-    candidates[np.arange(len(picks))[:, None], moved] = targets[picks]
-    total = utility(problem, lengths).sum() + (gains[picks] * is_new).sum(axis=-1)
-    latest = break_even_round_s(problem, total, best) - problem.overhead_s(candidates)
-    need = bandwidth_needed(problem, candidates, latest[:, None]).sum(axis=-1)
-    better = np.flatnonzero((need < problem.bandwidth_hz) & (latest >= 0))
+    moves, need, fall = _cheapest_moves(problem, plan)
+    picks, is_new, is_pair = _combinations(len(moves.devices), _budget(problem))
+    moved = moves.devices[picks]  # [C, 4]
+    clash = ((moved[:, :, None] == moved[:, None, :]) & is_pair).any(axis=(1, 2))
+    picks, is_new = picks[~clash], is_new[~clash]
+
+    def changed(before: float, change: Floats) -> Floats:
+        return np.asarray(before + (change[picks] * is_new).sum(axis=-1))
+
+    total = changed(float(utility(problem, plan.lengths).sum()), moves.utility)
+    tokens = changed(float(plan.lengths.sum()), moves.tokens)
+    latest = break_even_round_s(problem, total, float(plan.value))
+    latest -= problem.overhead_s(tokens[:, None])
+    later = latest - plan.deadline_s
+    bound = changed(need, moves.need_hz) - later * changed(fall, moves.fall)
+    likely = np.flatnonzero((bound < problem.bandwidth_hz) & (latest >= 0))
+    most = max(16, 2**13 // problem.num_devices)  # less work for many devices
+    likely = likely[np.argsort(bound[likely])[:most]]
+    picks, latest = picks[likely], latest[likely]
+    candidates = np.repeat(plan.lengths[None, :], len(picks), axis=0)
+    candidates[np.arange(len(picks))[:, None], moves.devices[picks]] = moves.lengths[picks]
+    needs = bandwidth_needed(problem, candidates, latest[:, None]).sum(axis=-1)
+    better = np.flatnonzero(needs < problem.bandwidth_hz)
     # some of these may break a minimum goodput, which only their exact deadline tells
     count = 64 if problem.objective.min_goodput_tokens_per_s > 0 else 16
-    return np.asarray(candidates[better[np.argsort(need[better])[:count]]])
+    return np.asarray(candidates[better[np.argsort(needs[better])[:count]]])
 
 
 def _budget(problem: Problem) -> int:
-    """About how many combinations to try: all that matter for few devices, less work for many."""
-    return int(np.clip(2**13 // problem.num_devices, 16, 4096))
+    """About how many combinations to look at: all that matter for few devices."""
+    return int(np.clip(2**13 // problem.num_devices, 256, 4096))
 
 
-def _cheapest_moves(
-    problem: Problem, lengths: Lengths, deadline: Floats, best: float
-) -> tuple[npt.NDArray[np.int64], Lengths, Floats]:
-    """Moves (device, new length, change of utility) in rising order of what they lose by price.
+def _cheapest_moves(problem: Problem, plan: Valued) -> tuple[_Moves, float, float]:
+    """The moves that lose least by price; hertz needed and their fall per second as things are.
 
     The price of bandwidth is that of time over how fast S(phi) falls at the present deadline.
     """
-    round_s = float(deadline + problem.overhead_s(lengths))
-    price = time_price(problem, best, round_s)
-    step = 1e-6 * (round_s if deadline == 0 else float(deadline))
-    later = bandwidth_needed(problem, lengths, deadline[..., None] + step).sum()
-    fall = max(problem.bandwidth_hz - float(later), 0.0) / step
-    bandwidth_price = np.asarray([price / fall if fall > 0 else 0.0])
-
+    lengths, deadline = plan.lengths, plan.deadline_s
     reach = int(np.clip(64 // problem.num_devices, 2, 64))
     shifts = np.arange(-reach, reach + 1)[:, None]
     low, high = problem.min_draft_length, problem.max_draft_length
@@ -119,28 +126,48 @@ def _cheapest_moves(
     options = np.minimum(np.maximum(wanted, low), high)  # [O, K]
     is_move = (wanted == options) & (options != lengths)
     is_move[-1] &= lengths - reach > low
-    score = _score(problem, options, np.asarray([deadline]), bandwidth_price, price)
-    here = _score(problem, lengths, np.asarray([deadline]), bandwidth_price, price)
-    loss = np.where(np.isfinite(score), here - score, 1e300)
+
+    left = deadline - options * problem.draft_s_per_token
+    bits = problem.draft_bits(options)
+    need, fall = need_and_fall(problem, bits, left)
+    # too late at this deadline: nothing is known of a later one but that the need is 0 or more
+    is_late = (left < 0) | ~(need <= problem.bandwidth_hz * (1 + 1e-9))
+    need, fall = np.where(is_late, 0.0, need), np.where(is_late, 0.0, fall)
+    gain = utility(problem, options)
+    gain -= gain[reach]
+    total_fall = float(fall[reach].sum())
+    price = time_price(problem, float(plan.value), float(deadline + problem.overhead_s(lengths)))
+    bandwidth_price = price / total_fall if total_fall > 0 else 0.0
+    tokens = np.asarray(options - lengths, dtype=np.float64)
+    late_s = bits / problem.alone_rate - left
+    charge = np.where(is_late, price * late_s, bandwidth_price * (need - need[reach]))
+    loss = price * problem.verify_per_token_s * tokens + charge - gain
     loss[~is_move] = np.inf
+
     flat = loss.ravel()
     count = min(64, _budget(problem), flat.size)
     cheap = np.argpartition(flat, count - 1)[:count] if count < flat.size else np.arange(count)
     cheap = cheap[np.argsort(flat[cheap], kind="stable")]
     cheap = cheap[np.isfinite(flat[cheap])]
-    devices = cheap % problem.num_devices
-    targets = options.ravel()[cheap]
-    gains = (utility(problem, options) - utility(problem, lengths)).ravel()[cheap]
-    return devices, targets, gains
+    moves = _Moves(
+        devices=cheap % problem.num_devices,
+        lengths=options.ravel()[cheap],
+        tokens=tokens.ravel()[cheap],
+        utility=gain.ravel()[cheap],
+        need_hz=(need - need[reach]).ravel()[cheap],
+        fall=(fall - fall[reach]).ravel()[cheap],
+    )
+    return moves, float(need[reach].sum()), total_fall
 
 
 @lru_cache(maxsize=64)
 def _combinations(
     num_moves: int, budget: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Index sets of up to four moves [C, 4] among the cheapest, and which entries are not padding.
 
-    A short set repeats its last index; the more moves in a set, the fewer take part.
+    Also which pairs of entries are two moves [C, 4, 4], and so must be of two devices. A short set
+    repeats its last index; the more moves in a set, the fewer take part.
     """
     rows: list[tuple[int, ...]] = [(i,) * 4 for i in range(num_moves)]
     for size, among in (
@@ -153,4 +180,5 @@ def _combinations(
     picks = np.asarray(rows, dtype=np.int64).reshape(-1, 4)
     is_new = np.ones(picks.shape, dtype=bool)
     is_new[:, 1:] = picks[:, 1:] != picks[:, :-1]
-    return picks, is_new
+    is_pair = np.triu(np.ones((4, 4), dtype=bool), 1) & is_new[:, None, :]
+    return picks, is_new, is_pair

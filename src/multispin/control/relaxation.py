@@ -13,7 +13,7 @@ a = |ln alpha|, hence by Lambert's W_0
     C = q (Q phi + s H) (1 - alpha) / (r alpha a),      L = (phi - y) / s.
 
 Source: arXiv 2606.04581 for H = 0, re-derived with the header, which only turns Q phi into
-Q phi + s H. Everything else (t > 0, concave rate, sum of logarithms) goes by a safeguarded Newton.
+Q phi + s H. For everything else (t > 0, concave rate, sum of logarithms) it is where Newton starts.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from multispin.control.deadline import AnyLengths
 from multispin.control.problem import Floats, Problem
 
 _TINY = 1e-290
@@ -47,14 +47,13 @@ def lambert_w0_of_exp(log_x: Floats) -> Floats:
     return w
 
 
-class _Terms(NamedTuple):
-    """What the closed form needs of a deadline, whatever the price [..., K]."""
+class Response(NamedTuple):
+    """What each device does at given prices, and how that changes with ln q [..., K]."""
 
-    log_c: Floats  # ln(C/q)
-    log_x: Floats  # logarithm of the argument of W_0, without sqrt(q)
-    y_per_w: Floats
-    slow: Floats  # s, or phi where drafting takes no time
-    is_instant: npt.NDArray[np.bool_]
+    lengths: Floats
+    hertz: Floats
+    lengths_slope: Floats
+    hertz_slope: Floats
 
 
 class Relaxation:
@@ -69,102 +68,91 @@ class Relaxation:
         self._log_gain = np.log(self._decay / np.expm1(self._decay))
         self._token_bits = problem.bits_per_token + problem.draft_s_per_token * problem.alone_rate
 
-        self._terms_at: Floats | None = None
-        self._terms: _Terms
+    def closed_form(self, deadline_s: Floats, bandwidth_price: Floats) -> Floats:
+        """The stationary L, no limits, at prices and deadlines [..., 1] -> [..., K].
 
-    def longest(self, deadline_s: Floats) -> Floats:
+        Exact for sum goodput, t = 0 and constant efficiency; else that of such a cell with the
+        efficiencies of equal shares.
+        """
+        problem, a = self.problem, self._decay
+        s = problem.draft_s_per_token
+        c = self._weight(deadline_s) * problem.equal_share_hz_s * bandwidth_price
+        log_c = np.log(np.maximum(c, _TINY)) - self._log_gain
+        # below this share of the deadline drafting is free; (phi - y)/s would cancel
+        is_instant = s * (problem.max_draft_length + 1.0) < 1e-9 * deadline_s
+        slow = np.where(is_instant, deadline_s, s)
+        k = a / (2.0 * slow)
+        w = lambert_w0_of_exp(np.log(k) + 0.5 * log_c + k * deadline_s)
+        instant = (2.0 * np.log(deadline_s) - log_c) / a
+        return np.where(is_instant, instant, (deadline_s - w / k) / slow)
+
+    def respond(
+        self,
+        deadline_s: Floats,
+        bandwidth_price: Floats,
+        price: float,
+        least: AnyLengths,
+        near: Floats,
+    ) -> Response:
+        """One Newton step on f(L) = ln u'(L) - ln(p t + q db/dL) from ``near`` [..., K].
+
+        Prices and deadlines are [..., 1]: ``bandwidth_price`` is q > 0 in utility per hertz,
+        ``price`` is p in utility per second. f falls and is concave but close to 0, so that all
+        steps after the first approach the root from above. Lengths stay between ``least`` and what
+        the whole band can carry; the hertz follow the step by a hyperbola in the rate.
+        """
+        problem, a = self.problem, self._decay
+        s = problem.draft_s_per_token
+        token_price = price * problem.verify_per_token_s
+        longest = np.maximum(self._longest(deadline_s), least)
+        # without a header the first bits are free where the rate is concave: the slope says nothing
+        lengths = np.minimum(np.maximum(near, np.maximum(least, 0.02)), longest)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            rate, per_s = self._rate(deadline_s, lengths)
+            hertz, slope, curve = problem.uplink.bandwidth_derivatives(rate)
+            rise = self._weight(deadline_s) * per_s * per_s  # dR/dL
+            hertz_rise = slope * rise  # db/dL
+            marginal = token_price + bandwidth_price * hertz_rise
+            cost_rise = bandwidth_price * (curve * rise * rise + 2.0 * s * per_s * hertz_rise)
+            f = self._log_gain - a * lengths - np.log(marginal)
+            f_slope = -a - cost_rise / marginal
+            if problem.objective.kind == "proportional":  # u = ln E: u' = E'/E
+                expected = np.expm1(-a * (lengths + 1.0)) / np.expm1(-a)
+                f -= np.log(expected)
+                f_slope -= np.exp(self._log_gain - a * lengths) / expected
+            step = lengths - f / f_slope
+            # no number: too late for any bandwidth, or no bits at all
+            step = np.where(np.isnan(step), 0.5 * (lengths + np.where(f > 0, longest, least)), step)
+            step = np.minimum(np.maximum(step, least), longest)
+            moved = self._rate(deadline_s, step)[0] - rate
+            # a hyperbola in the rate, which is what b(R) is near the most that any band carries
+            below = np.maximum(slope - 0.5 * curve * moved, 0.1 * slope)
+            after = np.maximum(hertz + slope * slope * moved / np.maximum(below, _TINY), 0.0)
+            lean = bandwidth_price * hertz_rise / (marginal * f_slope)  # -(df/d ln q)/(df/dL)
+            hertz_slope = hertz_rise * lean * after / hertz
+            is_free = (step > least) & (step < longest) & np.isfinite(hertz_slope)
+            lean, hertz_slope = np.where(is_free, lean, 0.0), np.where(is_free, hertz_slope, 0.0)
+            return Response(step, np.fmin(after, 1e30), lean, hertz_slope)
+
+    def _longest(self, deadline_s: Floats) -> Floats:
         """The real L that device k could send by phi with the whole band: [..., 1] -> [..., K]."""
         problem = self.problem
         bits = deadline_s * problem.alone_rate - problem.bits_per_draft
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             longest = bits / self._token_bits
-        # 0/0 or x/0: drafting and uploading take no time at all
-        longest = np.where(np.isnan(longest), np.inf, longest)
-        return np.minimum(np.maximum(longest, problem.min_draft_length), problem.max_draft_length)
+        # 0/0 or x/0: drafting and uploading take no time at all; fmin takes the number
+        return np.fmin(longest, problem.max_draft_length)
 
-    def lengths(
-        self, deadline_s: Floats, bandwidth_price: Floats, price: float, near: Floats | None = None
-    ) -> Floats:
-        """The real L in [min, longest] for each device: prices, deadlines [..., 1] -> [..., K].
-
-        ``bandwidth_price`` is q > 0 in utility per hertz, ``price`` is p in utility per second.
-        ``near`` [..., K], lengths at similar prices, saves Newton steps.
-        """
+    def _weight(self, deadline_s: Floats) -> Floats:
+        """Q phi + s H [..., K]: dR/dL is that over the square of the time to upload."""
         problem = self.problem
-        longest = self.longest(deadline_s)
-        token_price = price * problem.verify_per_token_s
-        if problem.objective.kind == "sum" and token_price == 0 and problem.uplink.linear:
-            lengths = self._closed_form(deadline_s, bandwidth_price)
-        else:
-            lengths = self._newton(deadline_s, bandwidth_price, token_price, longest, near)
-        return np.minimum(np.maximum(lengths, problem.min_draft_length), longest)
-
-    def _closed_form(self, deadline_s: Floats, bandwidth_price: Floats) -> Floats:
-        if deadline_s is not self._terms_at:  # many prices are tried at the same deadlines
-            self._terms_at, self._terms = deadline_s, self._closed_form_terms(deadline_s)
-        terms = self._terms
-        log_price = np.log(np.maximum(bandwidth_price, _TINY))
-        w = lambert_w0_of_exp(terms.log_x + 0.5 * log_price)
-        lengths = (deadline_s - w * terms.y_per_w) / terms.slow
-        if terms.is_instant.any():
-            instant = (2.0 * np.log(deadline_s) - terms.log_c - log_price) / self._decay
-            lengths = np.where(terms.is_instant, instant, lengths)
-        return lengths
-
-    def _closed_form_terms(self, deadline_s: Floats) -> _Terms:
-        problem, a = self.problem, self._decay
-        s = problem.draft_s_per_token
-        hz_s = problem.uplink.bandwidth(
-            problem.bits_per_token * deadline_s + s * problem.bits_per_draft
+        return (
+            problem.bits_per_token * deadline_s + problem.draft_s_per_token * problem.bits_per_draft
         )
-        log_c = np.log(np.maximum(hz_s, _TINY)) - self._log_gain
-        # below this share of the deadline drafting is free; (phi - y)/s would cancel
-        is_instant = s * (problem.max_draft_length + 1.0) < 1e-9 * deadline_s
-        slow = np.where(is_instant, deadline_s, s)
-        k = a / (2.0 * slow)
-        log_x = np.log(k) + 0.5 * log_c + k * deadline_s
-        return _Terms(log_c, log_x, 1.0 / k, slow, is_instant)
 
-    def _newton(
-        self,
-        deadline_s: Floats,
-        bandwidth_price: Floats,
-        token_price: float,
-        longest: Floats,
-        near: Floats | None,
-    ) -> Floats:
-        """Root of f(L) = ln u'(L) - ln(p t + q db/dL), falling in L; bisects where Newton leaves.
-
-        Six steps from the middle, two from a near point: far below a token, all rounding needs.
-        """
-        problem, a = self.problem, self._decay
-        s = problem.draft_s_per_token
-        proportional = problem.objective.kind == "proportional"
-        least = float(problem.min_draft_length)
-        low, high = np.full(longest.shape, least), longest
-        lengths = 0.5 * (low + high) if near is None else np.minimum(np.maximum(near, low), high)
-        weight = problem.bits_per_token * deadline_s + s * problem.bits_per_draft  # Q phi + s H
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            for _ in range(6 if near is None else 2):
-                per_s = 1.0 / np.maximum(deadline_s - lengths * s, _TINY)
-                bits = problem.bits_per_token * lengths + problem.bits_per_draft
-                _, slope, curve = problem.uplink.bandwidth_derivatives(bits * per_s)
-                rise = weight * per_s * per_s  # dR/dL
-                pull = bandwidth_price * rise
-                marginal = token_price + pull * slope
-                cost_rise = pull * (curve * rise + 2.0 * s * (slope * per_s))
-                f = self._log_gain - a * lengths - np.log(marginal)
-                f_slope = -a - cost_rise / marginal
-                if proportional:  # u = ln E: u' = E'/E
-                    expected = np.expm1(-a * (lengths + 1.0)) / np.expm1(-a)
-                    f = f - np.log(expected)
-                    f_slope = f_slope - np.exp(self._log_gain - a * lengths) / expected
-                is_low = f > 0
-                low = np.where(is_low, lengths, low)
-                high = np.where(is_low, high, lengths)
-                step = np.minimum(np.maximum(lengths - f / f_slope, low), high)
-                # past a limit: try the limit itself; past a point already tried, or NaN: bisect
-                is_tried = (step == low) & (low > least) | (step == high) & (high < longest)
-                is_lost = (is_tried & (step != lengths)) | np.isnan(step)
-                lengths = np.where(is_lost, 0.5 * (low + high), step)
-        return lengths
+    def _rate(self, deadline_s: Floats, lengths: Floats) -> tuple[Floats, Floats]:
+        """bit/s that a draft, header included, needs to arrive by phi, and 1/(time to upload)."""
+        problem = self.problem
+        left = deadline_s - lengths * problem.draft_s_per_token
+        per_s = 1.0 / np.maximum(left, _TINY)
+        return (problem.bits_per_token * lengths + problem.bits_per_draft) * per_s, per_s

@@ -1,44 +1,35 @@
 """Mode stop-and-wait: no barrier, every device on its own clock, the server verifies what is ready.
 
-Device k's cycle, with A_k = L_k s_k + (Q_k L_k + H_k)/R_k(B_k) + round trip_k spent away from the
-server (0 for L_k = 0, which the server generates alone, a token in every pass), and its rate:
+Maximise sum_k g_k, device k's rate g_k = E[N_k(L_k)]/C_k of its own cycle (``cycles``), over whole
+L_k and sum_k B_k <= B. The server's time is the other shared resource; it needs no constraint of
+its own, because waits grow until it is no more than busy.
 
-    C_k = A_k + W_k,      g_k = E[N_k(L_k)] / C_k,      maximise sum_k g_k over sum_k B_k <= B
+The plan is found by prices. At mu tokens per second of server time and lambda per hertz each device
+takes on its own the length with the largest (E[N] - mu c)/C - lambda b, which at its best b is
 
-W_k, the wait for a pass and the pass itself, couples the devices: a fixed point (``pass_times``).
-A pass takes T_0 + sum of c_j over the devices in it, c_j = per_device + per_token (L_j + 1), and
-the next one starts as soon as it ends, with whatever is ready. Seen from device k, with p_j the
-share of passes that j is in, and other devices taken as independent of each other:
+    (sqrt(E[N] - mu c) - sqrt(lambda q))^2 / D
 
-    p_j = P / C_j (at most 1/2; 1 if A_j = 0)              a device is never in two passes in a row
-    P_k = T_0 + sum_{j != k} p_j c_j / e_k                 a pass without k; e_k = P(not empty)
-    b_k = 1 - prod_{j != k} A_j / C_j                      the server is busy when k comes back
-    W_k = b_k (P_k (1 + m_k(A_k)) - A_k) + own pass_k      Wald: time to the end of the pass
-    own pass_k = T_0 + c_k + b_k sum_{j != k} p'_j c_j     p'_j: j came during the pass before
-
-m_k(A) is the expected number of passes that end within A: sum_i Phi((A - i P_k)/deviation_i), for
-passes of independent length. It makes W what it is at the extremes: half a pass and the own one for
-A >> P, the rest of the pass under way for A < P (two groups take turns), the own pass alone for one
-device or an idle server, and a saturated server's rate 1/P for everyone.
+q the hertz-seconds of its upload, D the cycle without it, c its part of a pass. lambda clears the
+band. mu has to be searched, because what a second of the server is worth depends on who waits: some
+values are tried together, then finer ones around the best, and at the end groups of devices move.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from multispin.control.cycles import LONGEST_S, SLACK, TINY, Cell, State
 from multispin.control.fairness import Infeasible
+from multispin.control.passes import verification_s
 from multispin.control.problem import Floats, Lengths, Problem, expected_tokens
 from multispin.errors import BadInput
 
 DO_NO_HARM = 0.97
 """Least goodput of a device, as a share of what server-only generation would give it."""
-
-JITTER = 0.1  # relative deviation of the time away and of a pass, beyond what the model varies
-_LONGEST_S = 1e6  # instead of infinity
-_TINY = 1e-290
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,198 +51,6 @@ class StopAndWaitPlan:
         return self.away_s + self.wait_s
 
 
-def pass_times(
-    problem: Problem,
-    lengths: Lengths,
-    away_s: Floats,
-    near: Floats | None = None,
-    num_steps: int = 40,
-) -> Floats:
-    """W_k [..., K] for lengths and times away [..., K]: the fixed point of the module's equations.
-
-    Damped iteration from ``near`` [..., K], or from everybody in one pass.
-    """
-    cost = problem.verify_per_device_s + problem.verify_per_token_s * (lengths + 1.0)
-    fixed = problem.verify_fixed_s
-    stays = away_s <= 0
-    wait = fixed + cost.sum(axis=-1, keepdims=True) + 0.0 * cost if near is None else near
-    mean_pass = wait.mean(axis=-1, keepdims=True)
-    for _ in range(num_steps):
-        cycle = away_s + wait
-        share = np.where(stays, 1.0, np.minimum(mean_pass / cycle, 0.5))  # p_j
-        log_absent = np.log(np.where(stays, _TINY, 1.0 - share))
-        not_empty = np.maximum(1.0 - np.exp(_others(log_absent)), _TINY)  # e_k
-        rows = share * cost
-        without = np.where(_others(share) > 0, fixed + _others(rows) / not_empty, 0.0)  # P_k
-        log_away = np.log(np.maximum(away_s / cycle, _TINY))
-        is_busy = np.where(stays, 1.0, 1.0 - np.exp(np.minimum(_others(log_away), 0.0)))  # b_k
-        came = np.where(stays, rows, rows / np.maximum(1.0 - share, 0.5))
-        was_in = np.where(stays, 0.0, came * share)
-        joined = np.maximum(_others(came) - _others(was_in) / not_empty, 0.0)
-        joined = np.where(stays, _others(rows), joined)  # who stays sees every pass
-        own = fixed + cost + is_busy * joined
-        spread = np.sqrt(_others(rows * cost * (1.0 - share)))
-        rest = _rest_of_pass(without, spread, away_s)
-        target = np.where(stays, own, is_busy * rest + own)
-        wait = 0.5 * (wait + target)
-        absent = 1.0 - np.exp(log_absent.sum(axis=-1, keepdims=True))
-        mean_pass = 0.5 * (mean_pass + fixed + rows.sum(axis=-1, keepdims=True) / absent)
-    return np.asarray(wait, dtype=np.float64)
-
-
-def _others(values: Floats) -> Floats:
-    """sum over j != k [..., K] -> [..., K]; what is only rounding counts as 0."""
-    total = values.sum(axis=-1, keepdims=True)
-    rest = total - values
-    return np.where(np.abs(rest) > 1e-12 * np.abs(total), rest, 0.0)
-
-
-def _rest_of_pass(mean: Floats, spread: Floats, away_s: Floats) -> Floats:
-    """P (1 + m(A)) - A: from the arrival, A after a pass began, to the end of the pass under way.
-
-    Passes of mean P and the given deviation; m by the sum for A < 6 P, beyond by its limit
-    A/P - 1/2 + v/2, v the squared coefficient of variation.
-    """
-    mean = np.maximum(mean, 1e-12)
-    variation = (spread / mean) ** 2 + JITTER**2
-    x = away_s / mean
-    passed = np.zeros_like(x)
-    for i in range(1, 9):
-        deviation = np.sqrt(i * variation + (JITTER * x) ** 2)
-        passed += 0.5 + 0.5 * np.tanh(0.8 * np.clip((x - i) / deviation, -40, 40))  # about Phi
-    passed = np.where(x > 6.0, x - 0.5 + 0.5 * np.minimum(variation, 1.0), passed)
-    return np.maximum(mean * (1.0 + passed - x), 0.0)
-
-
-@dataclass(frozen=True, eq=False)
-class _State:
-    """C candidates, evaluated; all [C, K] but the score [C]."""
-
-    lengths: Lengths
-    hertz: Floats
-    wait_s: Floats
-    away_s: Floats
-    rate: Floats
-    score: Floats
-
-    def row(self, index: int) -> _State:
-        at = slice(index, index + 1)
-        return _State(
-            self.lengths[at],
-            self.hertz[at],
-            self.wait_s[at],
-            self.away_s[at],
-            self.rate[at],
-            self.score[at],
-        )
-
-
-class _Cell:
-    """A problem, its round trips, and what is owed to each device."""
-
-    def __init__(self, problem: Problem, round_trip_s: Floats, least_share: float) -> None:
-        self.problem = problem
-        self.round_trip_s = round_trip_s
-        self.least = max(
-            least_share / problem.base_round_s, problem.objective.min_goodput_tokens_per_s
-        )
-        self.shortest = max(problem.min_draft_length, 1)
-
-    def away_s(self, lengths: Lengths, hertz: Floats) -> Floats:
-        """A_k [..., K]."""
-        problem = self.problem
-        bits = problem.draft_bits(lengths)
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            upload = np.where(bits > 0, bits / problem.uplink.rate(hertz), 0.0)
-        away = lengths * problem.draft_s_per_token + upload + self.round_trip_s
-        return np.asarray(np.where(lengths > 0, np.minimum(away, _LONGEST_S), 0.0))
-
-    def share_bandwidth(
-        self, lengths: Lengths, wait_s: Floats, hertz: Floats, num_steps: int
-    ) -> Floats:
-        """Bandwidths [..., K] that maximise sum_k E_k/C_k for given waits: equal marginal values.
-
-        V_k(b) = E_k/(A_k(b) + W_k) is concave in b. The step b <- b sqrt(V'(b)/price) contracts
-        because the elasticity of V' lies between -2 and 0; the price is the one at which
-        sum max(b, what the least goodput needs) = B.
-        """
-        problem = self.problem
-        budget, bits = problem.bandwidth_hz, problem.draft_bits(lengths)
-        expected = expected_tokens(problem.acceptance, lengths)
-        proportional = problem.objective.kind == "proportional"
-        owed = self._bandwidth_owed(lengths, wait_s)
-        for _ in range(num_steps):
-            step = 1e-4 * hertz
-            rate = np.maximum(problem.uplink.rate(hertz), _TINY)
-            slope = problem.uplink.rate(hertz + step) - problem.uplink.rate(hertz - step)
-            cycle = self.away_s(lengths, hertz) + wait_s
-            # b V'(b) / 1e-4, up to the factor 1/2
-            value = np.maximum(bits * slope / rate, 0.0) / (rate * cycle)
-            if not proportional:
-                value = value * expected / cycle
-            weight = np.where(bits > 0, np.sqrt(hertz * np.maximum(value, _TINY)), 0.0)
-            is_free = bits > 0
-            for _ in range(3 if self.least > 0 else 1):
-                total = np.where(is_free, weight, 0.0).sum(axis=-1, keepdims=True)
-                left = budget - np.where(is_free, 0.0, owed).sum(axis=-1, keepdims=True)
-                hertz = weight * (np.maximum(left, 0.0) / np.maximum(total, _TINY))
-                is_free = is_free & (hertz > owed)
-            least = np.maximum(owed, 1e-12 * budget)
-            hertz = np.where(bits > 0, np.maximum(hertz, least), 0.0)
-            over = np.maximum(hertz.sum(axis=-1, keepdims=True) / budget, 1.0)
-            hertz = hertz / over
-        return np.asarray(hertz, dtype=np.float64)
-
-    def _bandwidth_owed(self, lengths: Lengths, wait_s: Floats) -> Floats:
-        """Bandwidths [..., K] at which g_k is the least goodput; 0 where B has not that much."""
-        problem = self.problem
-        bits = problem.draft_bits(lengths)
-        if self.least == 0:
-            return np.zeros_like(bits)
-        cycle = expected_tokens(problem.acceptance, lengths) / (self.least * (1 + 1e-6))
-        left = cycle - wait_s - lengths * problem.draft_s_per_token - self.round_trip_s
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            owed = problem.uplink.bandwidth(np.where(left > 0, bits / left, 0.0))
-        owed = np.where((left > 0) & (owed < problem.bandwidth_hz), owed, 0.0)
-        fits = owed.sum(axis=-1, keepdims=True) < problem.bandwidth_hz
-        return np.asarray(np.where(fits, owed, 0.0), dtype=np.float64)
-
-    def evaluate(self, lengths: Lengths, near: _State | None = None) -> _State:
-        """The model at candidates [C, K]; from ``near``, one candidate [1, K], in fewer steps."""
-        problem = self.problem
-        drafts = problem.draft_bits(lengths) > 0
-        hertz = np.where(drafts, problem.bandwidth_hz, 0.0)
-        hertz = hertz / np.maximum(drafts.sum(axis=-1, keepdims=True), 1)
-        cost = problem.verify_per_device_s + problem.verify_per_token_s * (lengths + 1.0)
-        wait = problem.verify_fixed_s + cost.sum(axis=-1, keepdims=True) + 0.0 * cost
-        rounds, steps, passes = 3, 10, 30
-        if near is not None:
-            rounds, steps, passes = 1, 3, 8
-            hertz = np.where(drafts & (near.hertz > 0), near.hertz, hertz)
-            wait = near.wait_s + 0.0 * cost
-        for _ in range(rounds):
-            hertz = self.share_bandwidth(lengths, wait, hertz, steps)
-            away = self.away_s(lengths, hertz)
-            wait = pass_times(problem, lengths, away, wait, passes)
-        rate = expected_tokens(problem.acceptance, lengths) / (away + wait)
-        return _State(lengths, hertz, wait, away, rate, self._score(rate))
-
-    def _score(self, rate: Floats) -> Floats:
-        """The objective [C]; if goodput is owed, below every objective, less so if little is."""
-        missing = np.maximum(1.0 - rate / (self.least * (1 - 1e-9) + _TINY), 0.0).sum(axis=-1)
-        if self.problem.objective.kind == "proportional":
-            value = np.log(np.maximum(rate, _TINY)).sum(axis=-1)
-        else:
-            value = rate.sum(axis=-1)
-        return np.asarray(np.where(missing > 0, -1e9 * (1.0 + missing), value), dtype=np.float64)
-
-    def options(self, wanted: Lengths) -> Lengths:
-        """The nearest legal lengths: 0, or the shortest draft up to the longest."""
-        legal = np.clip(wanted, self.shortest, self.problem.max_draft_length)
-        off = (wanted <= 0) | (self.problem.max_draft_length == 0)
-        return np.asarray(np.where(off, 0, legal), dtype=np.int64)
-
-
 def solve_stop_and_wait(
     problem: Problem,
     round_trip_s: npt.ArrayLike | None = None,
@@ -263,24 +62,13 @@ def solve_stop_and_wait(
 
     ``round_trip_s`` [K], default the problem's for every device. Every g_k stays at or above
     ``least_share`` of server-only generation, 1/(T_0 + sum of c_j(0)), and the objective's minimum;
-    where no drafts keep that, all lengths are 0. ``near`` [K], a plan in force, replaces most
-    starts: cheaper. ``min_draft_length`` bounds drafts that are not empty. Raises Infeasible
-    if no plan that keeps the objective's minimum is found.
+    where no drafts keep that, all lengths are 0. ``near`` is a plan in force, to start from.
+    ``min_draft_length`` bounds drafts that are not empty. Raises Infeasible if no plan that keeps
+    the objective's minimum is found.
     """
-    cell = _cell(problem, round_trip_s, least_share)
-    starts = _starts(cell) if near is None else np.stack([np.zeros_like(near), near])
-    state = cell.evaluate(np.unique(cell.options(starts), axis=0))
-    order = np.argsort(-state.score, kind="stable")
-    num = 1 if near is not None else int(np.clip(64 // problem.num_devices, 1, 4))
-    best: _State | None = None
-    for at in order[:num]:
-        found = _ascend(cell, state.row(int(at)))
-        if best is None or found.score[0] > best.score[0]:
-            best = found
-    assert best is not None
-    plan = _plan(cell, best)
+    *_, plan = stop_and_wait_plans(problem, round_trip_s, least_share=least_share, near=near)
     least = problem.objective.min_goodput_tokens_per_s
-    if least > 0 and plan.device_tokens_per_s.min() < least * (1 - 1e-6):
+    if least > 0 and plan.device_tokens_per_s.min() < least * (1 - 2 * SLACK):
         raise Infeasible(
             "objective.min_goodput_tokens_per_s",
             f"{least:g}",
@@ -288,6 +76,19 @@ def solve_stop_and_wait(
             "for every device at once; lower the minimum or raise the bandwidth",
         )
     return plan
+
+
+def stop_and_wait_plans(
+    problem: Problem,
+    round_trip_s: npt.ArrayLike | None = None,
+    *,
+    least_share: float = DO_NO_HARM,
+    near: Lengths | None = None,
+) -> Iterator[StopAndWaitPlan]:
+    """The best plan so far, again and again: a server may do something else in between."""
+    cell = _cell(problem, round_trip_s, least_share)
+    for state in _ascend(cell, near):
+        yield _plan(cell, state)
 
 
 def evaluate_stop_and_wait(
@@ -302,7 +103,7 @@ def evaluate_stop_and_wait(
     return _plan(cell, cell.evaluate(np.asarray(lengths, dtype=np.int64)[None, :]))
 
 
-def _cell(problem: Problem, round_trip_s: npt.ArrayLike | None, least_share: float) -> _Cell:
+def _cell(problem: Problem, round_trip_s: npt.ArrayLike | None, least_share: float) -> Cell:
     if not 0 <= least_share <= 1:
         raise BadInput("least_share", least_share, "must lie in [0, 1]")
     given = problem.round_trip_s if round_trip_s is None else round_trip_s
@@ -311,10 +112,10 @@ def _cell(problem: Problem, round_trip_s: npt.ArrayLike | None, least_share: flo
         raise BadInput("round_trip_s", trips.shape, f"must hold {problem.num_devices} numbers")
     if not (np.isfinite(trips) & (trips >= 0)).all():
         raise BadInput("round_trip_s", float(trips.min()), "must be finite numbers, 0 or more")
-    return _Cell(problem, np.broadcast_to(trips, (problem.num_devices,)), least_share)
+    return Cell(problem, np.broadcast_to(trips, (problem.num_devices,)), least_share)
 
 
-def _plan(cell: _Cell, state: _State) -> StopAndWaitPlan:
+def _plan(cell: Cell, state: State) -> StopAndWaitPlan:
     return StopAndWaitPlan(
         lengths=state.lengths[0],
         bandwidths_hz=state.hertz[0],
@@ -327,106 +128,166 @@ def _plan(cell: _Cell, state: _State) -> StopAndWaitPlan:
     )
 
 
-def _starts(cell: _Cell) -> Lengths:
-    """Common lengths, and each device's own best at a few prices of server time [S, K].
+# --- search -------------------------------------------------------------------------------------
 
-    At price mu (tokens per second of server), with waits of one and a half passes of length P, the
-    device takes the length with the largest (E[N] - mu c)/C.
-    """
-    problem = cell.problem
-    num, longest = problem.num_devices, problem.max_draft_length
-    zeros = np.zeros(num, dtype=np.int64)
-    common = [zeros + length for length in (0, 1, 2, 3, 4, 6, 8, 12, 18, 25) if length <= longest]
-    base_s = problem.base_round_s
-    lengths = cell.options(np.arange(longest + 1)[:, None] + zeros)  # [O, K]
-    cost = problem.verify_per_device_s + problem.verify_per_token_s * (lengths + 1.0)
-    expected = expected_tokens(problem.acceptance, lengths)
-    own = []
-    for sharers in sorted({1, max(num // 3, 1), num}):
-        hertz = np.where(lengths > 0, problem.bandwidth_hz / sharers, 0.0)
-        away = cell.away_s(lengths, hertz)
-        for pass_s in (0.5 * base_s, base_s, 2.0 * base_s):
-            cycle = np.where(lengths > 0, away + 1.5 * pass_s, pass_s)
-            for price in (0.0, 0.5, 1.0, 2.0):
-                worth = (expected - price * num / base_s * cost) / cycle
-                own.append(lengths[worth.argmax(axis=0), np.arange(num)])
-    return np.stack(common + own)
+_COMMON_LENGTHS = np.array([0, 1, 2, 4, 8, 16, 1_000_000])  # the last: the longest
+_PRICES = np.array([0.0, 0.2, 0.4, 0.7, 1.0, 1.6, 3.0, 7.0])
+_SHIFTS = np.array([-1_000_000, -8, -4, -2, -1, 1, 2, 4, 8, 1_000_000])
+_MAX_ELEMENTS = 4000  # candidates times devices, of one round of moves
+_MAX_MOVES = 4
+_LEAST_GAIN = 2e-3  # of a round of moves, for another one
 
 
-_MAX_PASSES = 40
-_MOST_SWAPPED = 12  # devices, up to which two exchange their lengths
-_MAX_ELEMENTS = 16_384  # of one screening, candidates times devices
-
-
-def _ascend(cell: _Cell, state: _State) -> _State:
-    """Coordinate ascent from one candidate [1, K].
-
-    Moves of single devices are screened together from the incumbent's fixed point; the best few,
-    and all that improve at once, are evaluated in full; only what is better in full is accepted.
-    In large cells each screening takes the next slice of the devices, and a full turn without
-    success ends the ascent.
-    """
-    num = cell.problem.num_devices
-    shifts = np.array([1, -1, 2, -2, 4, -4, -10_000, 10_000])
-    if num <= 4:
-        shifts = np.arange(-cell.problem.max_draft_length, cell.problem.max_draft_length + 1)
-    width = int(np.clip(_MAX_ELEMENTS // (num * len(shifts)), 1, num))
-    first, idle = 0, 0
-    for _ in range(_MAX_PASSES):
-        devices = (first + np.arange(width)) % num
-        moves = _single_moves(cell, state.lengths[0], devices, shifts)
-        better = _best_move(cell, state, moves)
-        first = (first + width) % num
-        if better is None:
-            idle += width
-            if idle >= num:
-                break
-        else:
-            state, idle = better, 0
-    return state
-
-
-def _single_moves(
-    cell: _Cell, lengths: Lengths, devices: npt.NDArray[np.int64], shifts: Lengths
-) -> Lengths:
-    """``lengths`` with one device changed [C, K], all shifted by one, or two exchanged."""
-    moved = np.repeat(devices, len(shifts))
-    rows = np.repeat(lengths[None, :], len(moved), axis=0)
-    at = np.arange(len(moved))
-    rows[at, moved] += np.tile(shifts, len(devices))
-    every = np.stack([lengths + 1, lengths - 1, np.where(lengths > 0, lengths + 1, 0)])
-    if len(lengths) <= _MOST_SWAPPED:
-        one, other = np.triu_indices(len(lengths), 1)
-        swaps = np.repeat(lengths[None, :], len(one), axis=0)
-        at = np.arange(len(one))
-        swaps[at, one], swaps[at, other] = lengths[other], lengths[one]
-        every = np.concatenate([every, swaps])
-    legal = cell.options(np.concatenate([rows, every]))
-    legal = legal[(legal != lengths).any(axis=-1)]
-    return np.asarray(np.unique(legal, axis=0), dtype=np.int64)
-
-
-def _best_move(cell: _Cell, state: _State, moves: Lengths) -> _State | None:
-    """The best of the moves and of their combinations, if better than ``state`` in full."""
-    if len(moves) == 0:
-        return None
-    lengths, here = state.lengths[0], state.score[0]
-    screened = cell.evaluate(moves, near=state)
-    base = cell.evaluate(state.lengths, near=state).score[0]
-    order = np.argsort(-screened.score, kind="stable")
-    picked = [moves[i] for i in order[:4]]
-    joint = lengths.copy()
-    taken = 0
-    for i in order[: 2 * len(lengths)]:
-        if screened.score[i] <= base:
+def _ascend(cell: Cell, near: Lengths | None) -> Iterator[State]:
+    """The best candidate so far [1, K], after each step of the search."""
+    starts = cell.options(_COMMON_LENGTHS[:, None] + np.zeros(cell.problem.num_devices, np.int64))
+    if near is not None:
+        starts = np.concatenate([starts, cell.options(near)[None, :]])
+    best = _best(cell.evaluate(starts, num_rounds=2, num_steps=6))
+    yield best
+    prices = _PRICES
+    for _ in range(2):
+        state = best.repeat(len(prices))
+        weight = np.ones_like(state.rate)
+        for _ in range(2):
+            weight = _weights(cell, state, weight)
+            state = cell.step(_at_prices(cell, state, prices[:, None], weight), state)
+            yield best
+        state = cell.step(state.lengths, state)
+        best = max(best, _best(state), key=_score)
+        at = int(state.score.argmax())
+        prices = np.linspace(prices[max(at - 1, 0)], prices[min(at + 1, len(prices) - 1)], 8)
+        yield best
+    for _ in range(_MAX_MOVES):
+        before, moves = _score(best), _group_moves(cell, best)
+        if len(moves):
+            best = max(best, _best_together(cell, best, moves), key=_score)
+        yield best
+        if _score(best) <= before + _LEAST_GAIN * abs(before):
             break
-        changed = moves[i] != lengths
-        if (joint[changed] == lengths[changed]).all():
-            joint[changed] = moves[i][changed]
-            taken += 1
-            if taken & (taken - 1) == 0:  # the best 1, 2, 4, 8, ... moves together
+    last = [best.lengths, starts[:1]] if near is None else [best.lengths, starts[:1], starts[-1:]]
+    last_lengths = np.concatenate(last)
+    near_best = best.repeat(len(last_lengths))
+    yield _best(cell.evaluate(last_lengths, near_best, num_rounds=3, num_steps=8))
+
+
+def _best(state: State) -> State:
+    return state.take([int(state.score.argmax())])
+
+
+def _score(state: State) -> float:
+    return float(state.score[0])
+
+
+def _group_moves(cell: Cell, state: State) -> Lengths:
+    """The lengths of ``state`` [1, K] with one group of devices, or all, shifted [C, K].
+
+    Small cells have groups of one; in large ones those of similar length and rate move together.
+    """
+    lengths, num = state.lengths[0], cell.problem.num_devices
+    order = np.lexsort((state.rate[0], lengths))
+    num_groups = int(np.clip(_MAX_ELEMENTS // (len(_SHIFTS) * num), 1, num))
+    group = np.empty(num, dtype=np.int64)
+    group[order] = np.arange(num) * num_groups // num
+    is_moved = group == np.arange(num_groups)[:, None]  # [G, K]
+    one = lengths + (_SHIFTS[:, None, None] * is_moved).reshape(-1, num)
+    every = np.stack([lengths - 1, lengths + 1, np.where(lengths > 0, lengths + 1, 0)])
+    moves = cell.options(np.concatenate([one, every]))
+    return np.asarray(moves[(moves != lengths).any(axis=-1)], dtype=np.int64)
+
+
+def _best_together(cell: Cell, state: State, moves: Lengths) -> State:
+    """The best of the moves [C, K], and of the best 1, 2, 4, 8, ... of them at once."""
+    screened = cell.step(moves, state.repeat(len(moves)))
+    order = np.argsort(-screened.score, kind="stable")
+    order = order[screened.score[order] > state.score[0]]
+    joint, picked = state.lengths[0].copy(), [state.lengths[0], *moves[order[:4]]]
+    num_joined = 0
+    for move in moves[order]:
+        changed = move != state.lengths[0]
+        if (joint[changed] == state.lengths[0][changed]).all():
+            joint[changed] = move[changed]
+            num_joined += 1
+            if num_joined & (num_joined - 1) == 0:
                 picked.append(joint.copy())
-    picked.append(joint)
-    full = cell.evaluate(np.unique(np.stack(picked), axis=0))
-    at = int(full.score.argmax())
-    return full.row(at) if full.score[at] > here + 1e-9 * abs(here) else None
+    found = cell.step(np.stack([*picked, joint]), state.repeat(len(picked) + 1))
+    return _best(cell.step(found.lengths, found))
+
+
+# --- propose ------------------------------------------------------------------------------------
+
+
+def _weights(cell: Cell, state: State, before: Floats) -> Floats:
+    """What a token of each device counts [C, K]: more while it has less than it is owed."""
+    if cell.least == 0:
+        return before
+    return np.maximum(before * np.clip(cell.least / state.rate, 0.7, 3.0), 1.0)
+
+
+def _at_prices(cell: Cell, state: State, price: Floats, weight: Floats) -> Lengths:
+    """Each device's own best lengths [C, K] at the waits of ``state`` [C, K].
+
+    ``price`` [C, 1]: mu, as a share of the goodput of ``state``; ``weight`` [C, K]: what a
+    token of a device counts. In square roots and with y = 1/sqrt(lambda) the best worth is
+    s - u/y with s = sqrt((w E - mu c)/D), u = sqrt(q/D), and takes the bandwidth u (y s - u).
+    """
+    problem, budget = cell.problem, cell.problem.bandwidth_hz
+    options = _spread_options(cell)  # [O, K]
+    cost, bits = verification_s(problem, options), problem.draft_bits(options)
+    if problem.objective.kind == "proportional":  # d log g = dg / g
+        weight = weight / np.maximum(state.rate, TINY)
+    per_token = price * (weight * state.rate).sum(axis=-1, keepdims=True)  # mu [C, 1]
+    tokens = weight[:, None, :] * expected_tokens(problem.acceptance, options)
+    value = np.maximum(tokens - per_token[:, None, :] * cost, 0.0)  # [C, O, K]
+    hertz = np.where(state.hertz > 0, state.hertz, budget / problem.num_devices)
+    need = bits * (hertz / np.maximum(problem.uplink.rate(hertz), TINY))[:, None, :]  # q
+    cycle = _cycle_without_upload(cell, state, options, need / hertz[:, None, :], cost)
+    root, toll = np.sqrt(value / cycle), np.sqrt(need / cycle)
+    chosen = _cleared(root, toll, state.plenty, budget)
+    return np.asarray(options[chosen, np.arange(problem.num_devices)], dtype=np.int64)
+
+
+def _cycle_without_upload(
+    cell: Cell, state: State, options: Lengths, upload_s: Floats, cost: Floats
+) -> Floats:
+    """D [C, O, K], the cycle without its upload, should k alone choose another length.
+
+    The rest of the pass under way is about max(P - A, P/2), A with the present upload.
+    """
+    before = state.before_s[:, None, :]
+    away = options * cell.problem.draft_s_per_token + cell.round_trip_s
+    rest = np.maximum(before - away - upload_s, 0.5 * before)
+    others = (state.is_busy * state.joined_s)[:, None, :]
+    cycle = away + state.is_busy[:, None, :] * rest + cell.problem.verify_fixed_s + cost + others
+    cycle[:, 0] = cell.problem.verify_fixed_s + cost[0] + state.others_s
+    return np.asarray(np.minimum(cycle, LONGEST_S), dtype=np.float64)
+
+
+def _spread_options(cell: Cell) -> Lengths:
+    """Lengths 0 to 6, and beyond a few more that grow by equal factors [O, K]."""
+    far = np.geomspace(6, max(cell.problem.max_draft_length, 6), 8).round().astype(np.int64)
+    every = np.unique(cell.options(np.concatenate([np.arange(7), far])))
+    return every[:, None] + np.zeros(cell.problem.num_devices, dtype=np.int64)
+
+
+def _cleared(root: Floats, toll: Floats, plenty: Floats, budget: float) -> npt.NDArray[np.int64]:
+    """Best options [C, K] at the price of bandwidth at which their needs sum to the budget.
+
+    Worth root - toll/y of options [C, O, K]. Needs rise with y: proportional steps from ``plenty``
+    [C, 1] (a rough guess where nobody drafted), bisection where they leave the bracket.
+    """
+    rough = budget / np.maximum((root * toll).mean(axis=1).sum(axis=-1), TINY)[:, None]
+    y = np.where(plenty < 1e100, plenty, np.minimum(rough, 1e100))[:, None, :]
+    low, high = np.zeros_like(y), np.full_like(y, np.inf)
+    for _ in range(4):
+        at = (root - toll / y).argmax(axis=1, keepdims=True)
+        u, s = np.take_along_axis(toll, at, 1), np.take_along_axis(root, at, 1)
+        need = (u * (y * s - u)).sum(axis=-1, keepdims=True)
+        low, high = np.where(need > budget, low, y), np.where(need > budget, y, high)
+        with np.errstate(invalid="ignore"):
+            middle = np.where(low > 0, np.sqrt(low * high), high / 8)
+        middle = np.where(np.isfinite(middle), middle, 8 * low)
+        ahead = y * budget / np.maximum(need, 1e-3 * budget)
+        y = np.clip(np.where((ahead > low) & (ahead < high), ahead, middle), 1e-100, 1e100)
+    y = np.where(low > 0, low, y)
+    return np.asarray((root - toll / y).argmax(axis=1), dtype=np.int64)

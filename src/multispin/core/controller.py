@@ -3,42 +3,45 @@
     observe (drafted, judged, passed) → plan (when it may pay) → grant (on the next verdict)
 
 Every drafting session is a device of the control problem. Its grant follows the plan in force; a
-plan is replaced only by one that is better by more than HYSTERESIS under the same estimates. A
-session that the plan leaves without a draft is probed now and then with a short one, more and more
-rarely as long as the probe is rejected.
+plan is replaced only by one that is better by more than HYSTERESIS under the same estimates, or
+where it does harm. What is planned, by mode, is in planning.py. A session that the plan leaves
+without a draft is probed now and then with a short one, more and more rarely as long as the probe
+is rejected.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from multispin.control import Plan, Problem, bandwidth_for, solve
 from multispin.control.estimate import (
     AcceptanceEstimate,
     AcceptancePrior,
     DeviceEstimate,
     VerificationCurve,
     VerificationFit,
+    survivals,
 )
-from multispin.radio.channel import ConstantEfficiency
+from multispin.control.problem import Floats
+from multispin.control.stop_and_wait import DO_NO_HARM
+from multispin.core.planning import Allotment, CellView, allotments, present_goodput
+from multispin.types import Mode
 from multispin.wire.frames import TRANSPORT_BITS
 
-Mode: TypeAlias = Literal["rounds", "stop-and-wait"]
-
-ROUND_TRIP_LEVELS = 4  # so many limits to the round trip of those who draft are tried
 REPLAN_S = 0.5  # a new plan at most so often
-SOLVE_SHARE = 0.005  # of the server's time that planning may take
+SOLVE_SHARE = 0.003  # of the server's time that planning may take
+SLICE_S = 0.002  # of planning at a time: verdicts are waiting
 HYSTERESIS = 0.02
+RETABLE = 4  # passes between two looks at how long they take
 PROBE_LENGTH = 4
 PROBE_SHARE = 0.01  # of the goodput that probing may cost
 FIRST_PROBE = 16  # verdicts without a draft before the first probe; doubled by each rejected one
 LAST_PROBE = 512
+PROBE_RUN = 4  # good probes in a row that follow each other at once
 HEADER_BITS = 8 * 24 + TRANSPORT_BITS  # a draft's frame without its ids, and what carries it
 # Optimistic about further rows: a plan that believes in them tries them, and learns what they cost.
 CURVE_PRIOR = VerificationFit(fixed_s=0.03, per_token_s=0.0005)
@@ -56,6 +59,7 @@ class ControlSettings:
     policy: str | None = None
     uplink_bits_per_s: float | None = None
     bandwidth_hz: float | None = None
+    least_share: float = DO_NO_HARM  # of server-only generation, that each device is planned for
 
     @property
     def budget(self) -> float | None:
@@ -91,6 +95,7 @@ class _Device:
     planned: Grant | None = None
     idle_verdicts: int = sys.maxsize  # since the last draft; a new session is probed at once
     probe_after: int = FIRST_PROBE
+    good_probes: int = 0  # in a row
 
 
 class Controller:
@@ -102,17 +107,23 @@ class Controller:
         id_bits: int,
         max_draft_length: int,
         clock: Callable[[], float],
+        mode: Mode,
     ) -> None:
         self.settings = settings
+        self._mode = mode
         self._id_bits = id_bits
         self._max_draft_length = max_draft_length
         self._clock = clock
         self._devices: dict[SessionKey, _Device] = {}
         self._links: dict[Hashable, _Link] = {}
         self._curve = VerificationCurve(CURVE_PRIOR)
+        self._fit = CURVE_PRIOR  # as of the last plan
+        self._num_passes = 0
+        self._pass_s: Floats | None = None
         self._joined = False  # somebody came or went since the last plan
         self._planned_at = -np.inf
-        self._solve_s = 0.0
+        self._solve_s = 0.0  # that the last plan took, or the one in the making so far
+        self._planning: Iterator[None] | None = None
 
     # --- observe -------------------------------------------------------------------------------
 
@@ -136,11 +147,13 @@ class Controller:
         self._links.pop(link, None)
 
     def drafted(
-        self, key: SessionKey, num_tokens: int, drafting_s: float, turnaround_s: float
+        self, key: SessionKey, num_tokens: int, drafting_s: float, turnaround_s: float | None
     ) -> None:
-        """A draft came ``turnaround_s`` after the verdict before it had left."""
+        """A draft came ``turnaround_s`` after the verdict that it answers, if it answers one."""
         device, now = self._devices[key], self._clock()
         device.link.estimate.observe_draft(num_tokens, drafting_s, now)
+        if turnaround_s is None:
+            return
         rate = device.planned.upload_bits_per_s if device.planned else 0
         upload_s = self._bits(num_tokens) / rate if rate else 0.0
         device.link.estimate.observe_round_trip(max(turnaround_s - drafting_s - upload_s, 0.0), now)
@@ -153,14 +166,24 @@ class Controller:
         device.acceptance.observe(num_draft, num_accepted)
         if device.planned is not None and device.planned.draft_length == 0:  # it was a probe
             accepted = num_accepted == num_draft
-            # A good probe is followed by another at once, until the plan believes it.
-            device.probe_after = (
-                0 if accepted else min(2 * device.probe_after + FIRST_PROBE, LAST_PROBE)
-            )
+            device.good_probes = device.good_probes + 1 if accepted else 0
+            # A good probe is followed by another at once, until the plan should have believed it:
+            # that it still does not draft is then no doubt about the device.
+            if 0 < device.good_probes < PROBE_RUN:
+                device.probe_after = 0
+            else:
+                device.probe_after = min(2 * device.probe_after + FIRST_PROBE, LAST_PROBE)
         device.idle_verdicts = 0
 
     def passed(self, num_rows: int, num_sequences: int, seconds: float) -> None:
+        self._num_passes += 1
         self._curve.observe(num_rows, num_sequences, seconds)
+
+    def pass_seconds(self, max_rows: int) -> Floats:
+        """Expected time of a pass with 1, 2, … ``max_rows`` rows [max_rows]."""
+        if self._pass_s is None or self._num_passes % RETABLE == 0:
+            self._pass_s = self._curve.seconds(np.arange(1, max_rows + 1))
+        return self._pass_s
 
     # --- grant ---------------------------------------------------------------------------------
 
@@ -174,59 +197,59 @@ class Controller:
             return Grant(min(PROBE_LENGTH, device.max_length), self._rate(0.0, device))
         length = min(device.planned.draft_length, device.max_length)
         rate = device.planned.upload_bits_per_s
-        if length == 0 and device.idle_verdicts >= self._probe_after(device):
+        if length == 0 and self._is_probe_due(device):
             return Grant(min(PROBE_LENGTH, device.max_length), rate)
         return Grant(length, rate)
 
-    def _probe_after(self, device: _Device) -> float:
-        """Verdicts between two probes: few enough probes that all of them cost PROBE_SHARE."""
-        if device.probe_after == 0:
-            return 0
+    def _is_probe_due(self, device: _Device) -> bool:
+        """Few enough probes that all of them cost PROBE_SHARE; none is held back by a good one."""
+        if device.idle_verdicts < device.probe_after or device.probe_after == 0:
+            return device.probe_after == 0
         num_devices = len(self._devices)
         estimate = device.link.estimate
         probe_s = PROBE_LENGTH * estimate.draft_s_per_token + estimate.round_trip_s
-        pass_s = float(self._curve.fit.seconds(num_devices, num_devices))
-        return max(device.probe_after, num_devices * probe_s / (PROBE_SHARE * pass_s))
+        if self.settings.budget is not None:
+            probe_s += self._bits(PROBE_LENGTH) / self._rate(0.0, device)
+        pass_s = float(self._fit.seconds(num_devices, num_devices))
+        return device.idle_verdicts >= num_devices * probe_s / (PROBE_SHARE * pass_s)
 
     # --- plan ----------------------------------------------------------------------------------
 
     def _replan(self) -> None:
+        """Go on planning, for a slice of time, if a plan is due or in the making."""
         now = self._clock()
-        wait_s = max(0.0 if self._joined else REPLAN_S, self._solve_s / SOLVE_SHARE)
-        if now - self._planned_at < wait_s:
-            return
-        devices = list(self._devices.values())
-        plan = self._best(devices)
-        if self._joined or plan.goodput_tokens_per_s > (1 + HYSTERESIS) * self._present(devices):
-            self._adopt(devices, plan)
+        if self._planning is None:
+            wait_s = max(0.0 if self._joined else REPLAN_S, self._solve_s / SOLVE_SHARE)
+            if now - self._planned_at < wait_s:
+                return
+            self._planned_at, self._solve_s = now, 0.0
+            self._planning = self._plan()
+        for _ in self._planning:
+            if self._clock() - now > SLICE_S:
+                break
+        else:
+            self._planning = None
+        self._solve_s += self._clock() - now
+
+    def _plan(self) -> Iterator[None]:
+        """Look at the cell, and adopt what is better; the caller may pause it at each yield."""
+        devices, joined, policy = list(self._devices.values()), self._joined, self.settings.policy
+        assert policy is not None
         self._joined = False
-        self._planned_at = now
-        self._solve_s = self._clock() - now
+        view = self._view(devices)
+        yield
+        for found in allotments(view, self._mode, policy):
+            plan = found
+            yield
+        present = 0.0 if joined else present_goodput(view, self._mode, policy)
+        if joined or plan.goodput_tokens_per_s > (1 + HYSTERESIS) * present:
+            self._adopt(devices, plan)
 
-    def _best(self, devices: list[_Device]) -> Plan:
-        """A round waits for the longest round trip among those that draft: try who may."""
-        trips = _round_trips(devices)
-        levels = np.unique(
-            np.quantile(trips, np.linspace(0, 1, ROUND_TRIP_LEVELS), method="higher")
-        )
-        plans = [
-            solve(self._problem(devices, trips <= level, float(level)), self.settings.policy or "")
-            for level in levels
-        ]
-        return max(plans, key=lambda plan: plan.goodput_tokens_per_s)
-
-    def _present(self, devices: list[_Device]) -> float:
-        """What the plan in force would give under the present estimates."""
-        lengths = np.array([d.planned.draft_length if d.planned else 0 for d in devices])
-        longest = float(_round_trips(devices)[lengths > 0].max(initial=0.0))
-        problem = self._problem(devices, np.ones(len(devices), np.bool_), longest)
-        return bandwidth_for(problem, lengths).goodput_tokens_per_s
-
-    def _adopt(self, devices: list[_Device], plan: Plan) -> None:
+    def _adopt(self, devices: list[_Device], plan: Allotment) -> None:
         for device, length, share in zip(
-            devices, plan.lengths.tolist(), plan.bandwidths_hz.tolist(), strict=True
+            devices, plan.lengths.tolist(), plan.shares.tolist(), strict=True
         ):
-            device.planned = Grant(int(length), self._rate(share, device))
+            device.planned = Grant(length, self._rate(share, device))
 
     def _rate(self, share: float, device: _Device) -> int:
         """Bits per second of a share of the budget; who has none probes at an equal one."""
@@ -235,33 +258,25 @@ class Controller:
         share = share or self.settings.budget / len(self._devices)
         return max(1, int(share * device.link.spectral_efficiency))
 
-    def _problem(
-        self, devices: list[_Device], may_draft: npt.NDArray[np.bool_], round_trip_s: float
-    ) -> Problem:
-        fit = self._curve.fit
-        drafting = np.array([d.link.estimate.draft_s_per_token for d in devices])
-        acceptance = np.array([d.acceptance.alpha for d in devices])
+    def _view(self, devices: list[_Device]) -> CellView:
+        self._fit = self._curve.fit
+        estimates = [device.link.estimate for device in devices]
         # Who has no drafter is a device that never gets anything accepted.
-        acceptance[[d.max_length == 0 for d in devices]] = 0.0
-        acceptance[~may_draft] = 0.0
-        one = np.ones(len(devices))
-        return Problem(
-            draft_s_per_token=drafting,
-            acceptance=acceptance,
-            bits_per_token=one * self._id_bits,
-            bits_per_draft=one * HEADER_BITS,
-            uplink=ConstantEfficiency(np.array([d.link.spectral_efficiency for d in devices])),
-            bandwidth_hz=self.settings.budget or AMPLE_BITS_PER_S,
-            verify_fixed_s=fit.fixed_s,
-            verify_per_device_s=fit.per_device_s,
-            verify_per_token_s=fit.per_token_s,
-            round_trip_s=round_trip_s,
-            max_draft_length=self._max_draft_length,
+        drafts = np.array([device.max_length > 0 for device in devices])
+        survival = survivals([d.acceptance for d in devices], self._max_draft_length)
+        return CellView(
+            draft_s_per_token=np.array([e.draft_s_per_token for e in estimates]),
+            acceptance=np.array([d.acceptance.alpha for d in devices]) * drafts,
+            survival=survival * drafts[:, None],
+            round_trip_s=np.array([e.round_trip_s for e in estimates]),
+            spectral_efficiency=np.array([d.link.spectral_efficiency for d in devices]),
+            lengths=np.array([d.planned.draft_length if d.planned else 0 for d in devices]),
+            bits_per_token=self._id_bits,
+            bits_per_draft=HEADER_BITS,
+            budget=self.settings.budget or AMPLE_BITS_PER_S,
+            fit=self._fit,
+            least_share=self.settings.least_share,
         )
 
     def _bits(self, num_tokens: int) -> int:
         return HEADER_BITS + num_tokens * self._id_bits
-
-
-def _round_trips(devices: list[_Device]) -> npt.NDArray[np.float64]:
-    return np.array([d.link.estimate.round_trip_s for d in devices])

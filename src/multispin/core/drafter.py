@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from multispin.acceptance import Context, Proposal, certain, choose, propose
 from multispin.lm.base import LanguageModel, Rows, Vocabulary
-from multispin.lm.lookup import lookup
+from multispin.lm.lookup import Match, lookup
 from multispin.types import AcceptanceRule, Logits, SamplingParams, TokenIds
 
 PROPOSAL_TOP_N = 64  # tokens of a draft distribution that the rule 'rejection' sends at most
@@ -17,6 +18,11 @@ PROPOSAL_TOP_N = 64  # tokens of a draft distribution that the rule 'rejection' 
 class Drafted(NamedTuple):
     ids: TokenIds
     proposals: list[Proposal]  # one for each id under the rule 'rejection', else empty
+    confidences: npt.NDArray[np.float32]  # [ids]: the drafter's probability of each
+    is_lookup: bool = False  # in a model's place: no time was spent on a model
+
+
+NOTHING = Drafted(np.empty(0, np.int32), [], np.empty(0, np.float32))
 
 
 class Drafter(Protocol):
@@ -25,6 +31,7 @@ class Drafter(Protocol):
     name: str
     vocabulary: Vocabulary | None  # None: it has none of its own and adopts the target's
     num_sequences: int
+    is_light: bool  # drafts in microseconds: not worth a thread
 
     def draft(
         self,
@@ -36,7 +43,13 @@ class Drafter(Protocol):
         rule: AcceptanceRule,
         seed: int,
     ) -> Drafted:
-        """Up to ``length`` tokens to follow ``tokens`` (prompt and committed)."""
+        """Up to ``length`` tokens to follow ``tokens``: the prompt, what is committed, and what
+        was drafted after that and is not verified yet."""
+        ...
+
+    def learn(self, seq: int, committed: TokenIds) -> None:
+        """This is how the text goes on: what was proposed for it can be judged. Called between
+        drafts, by the thread that drafts."""
         ...
 
     def free(self, seq: int) -> None:
@@ -53,6 +66,7 @@ class ModelDrafter:
         self.name = model.name
         self.vocabulary = model.vocabulary if owns_vocabulary else None
         self.num_sequences = model.num_sequences
+        self.is_light = False
         self._model = model
         self._end_ids = model.vocabulary.end_ids
         self._max_rows = max_rows
@@ -70,11 +84,12 @@ class ModelDrafter:
     ) -> Drafted:
         length = min(length, self._model.context_length - len(tokens))
         if length <= 0:
-            return Drafted(np.empty(0, np.int32), [])
+            return NOTHING
         text = np.empty(len(tokens) + length, np.int32)
         text[: len(tokens)] = tokens
         end = len(tokens)
         proposals: list[Proposal] = []
+        confidences: list[float] = []
         logits = self._feed(seq, tokens)
         while True:
             context = Context(text[:end], num_prompt)
@@ -83,6 +98,7 @@ class ModelDrafter:
                 proposals.append(proposal)
             else:
                 token = choose(logits, params, rule, seed, context)
+            confidences.append(confidence(logits, token, params.temperature))
             text[end] = token
             end += 1
             # Nothing follows the end of a text.
@@ -91,7 +107,10 @@ class ModelDrafter:
             logits = self._forward(seq, end - 1, text[end - 1 : end])
         # The last token was drafted but not fed.
         self._cached[seq] = text[: end - 1]
-        return Drafted(text[len(tokens) : end], proposals)
+        return Drafted(text[len(tokens) : end], proposals, np.array(confidences, np.float32))
+
+    def learn(self, seq: int, committed: TokenIds) -> None:
+        pass
 
     def free(self, seq: int) -> None:
         self._model.free(seq)
@@ -119,12 +138,25 @@ class ModelDrafter:
         return row
 
 
+def confidence(row: npt.NDArray[np.float32], token: int, temperature: float = 0.0) -> float:
+    """softmax(row / T)[token], at temperature 0 as at 1.  row: float32 [vocab]
+
+    Top-k, top-p and min-p are left out: they would raise it a little, and cost more than the sum.
+    """
+    weights = row - row.max()
+    if temperature > 0:
+        weights /= max(temperature, 1e-6)
+    np.exp(weights, out=weights)
+    return float(weights[token] / weights.sum())
+
+
 class LookupDrafter:
     """Prompt lookup: what followed the last words when they stood earlier in the text."""
 
     name = "lookup"
     vocabulary: Vocabulary | None = None
     num_sequences = 1 << 16
+    is_light = True
 
     def draft(
         self,
@@ -136,10 +168,32 @@ class LookupDrafter:
         rule: AcceptanceRule,
         seed: int,
     ) -> Drafted:
-        ids = lookup(tokens, length)
-        if rule != "rejection" or params.temperature == 0:
-            return Drafted(ids, [])
-        return Drafted(ids, [certain(token) for token in ids.tolist()])
+        match = lookup(tokens, length)
+        return looked_up(match, lookup_confidences(match), params, rule)
+
+    def learn(self, seq: int, committed: TokenIds) -> None:
+        pass
 
     def free(self, seq: int) -> None:
         pass
+
+
+def lookup_confidences(match: Match) -> npt.NDArray[np.float32]:
+    """L / (L + 2) after a match of L tokens, every token that goes on with it making it longer.
+
+    In Qwen2.5-Coder's code and answers the match went on after 1, 2, 3, 4 tokens in 0.2, 0.5, 0.6,
+    0.7 of the cases, after 16 or more in 0.95.
+    """
+    lengths = match.length + np.arange(len(match.ids))
+    return np.asarray(lengths / (lengths + 2.0), np.float32)
+
+
+def looked_up(
+    match: Match,
+    confidences: npt.NDArray[np.float32],
+    params: SamplingParams,
+    rule: AcceptanceRule,
+) -> Drafted:
+    if rule != "rejection" or params.temperature == 0:
+        return Drafted(match.ids, [], confidences)
+    return Drafted(match.ids, [certain(token) for token in match.ids.tolist()], confidences)

@@ -13,9 +13,11 @@ from typing import Protocol
 import msgspec
 import numpy as np
 
-from multispin.acceptance import Context, Proposal, verify
+from multispin.acceptance import Context, Proposal, Verdict, verify
+from multispin.core.replay import Paths, follow
 from multispin.errors import MultispinError
 from multispin.lm.base import LanguageModel, Rows, Vocabulary
+from multispin.lm.record import Record
 from multispin.types import AcceptanceRule, SamplingParams, TokenIds
 
 
@@ -43,11 +45,25 @@ class Work(msgspec.Struct, array_like=True, frozen=True):
         return len(self.tokens) // 4
 
 
+class Copy(msgspec.Struct, array_like=True, frozen=True):
+    """Make sequence ``target`` hold the first ``length`` tokens of ``source``, which may be the
+    same one: then it is cut."""
+
+    source: int
+    target: int
+    length: int
+
+
+def emptied(seq: int) -> Copy:
+    """The order to forget all that a sequence holds."""
+    return Copy(seq, seq, 0)
+
+
 class Batch(msgspec.Struct, array_like=True, frozen=True):
-    """One forward pass. ``freed`` sequences are emptied first."""
+    """One forward pass, after the ``copies``, which are made in their order."""
 
     works: list[Work]
-    freed: list[int] = []
+    copies: list[Copy] = []
 
     @property
     def num_rows(self) -> int:
@@ -67,10 +83,22 @@ class Outcome(msgspec.Struct, array_like=True, frozen=True):
 
 
 class StepResult(msgspec.Struct, array_like=True, frozen=True):
-    """One outcome for each work, and the time that the forward pass took."""
+    """One outcome for each work, and the time that the forward pass took.
+
+    ``num_replay_differences`` of the outcomes are a record's where the logits say otherwise.
+    """
 
     outcomes: list[Outcome]
     forward_s: float
+    num_replay_differences: int = 0
+
+
+class PassTime(msgspec.Struct, array_like=True, frozen=True):
+    """One verification pass that was timed."""
+
+    num_rows: int
+    num_sequences: int
+    seconds: float
 
 
 class EngineInfo(msgspec.Struct, frozen=True):
@@ -88,6 +116,7 @@ class EngineInfo(msgspec.Struct, frozen=True):
     context_length: int
     max_rows: int
     reproducible: bool
+    passes: list[PassTime] = []  # measured at the start
 
     def vocabulary(self) -> Vocabulary:
         return Vocabulary(
@@ -121,7 +150,11 @@ class StepEngine(Protocol):
 
 
 class Engine:
-    """Forward and judge, over one language model."""
+    """Forward and judge, over one language model.
+
+    With a ``record``, texts that it holds are judged by their logits all the same, and then go on
+    as recorded: a near-tie that falls differently does not derail a measurement.
+    """
 
     def __init__(
         self,
@@ -129,9 +162,12 @@ class Engine:
         *,
         max_rows: int,
         reproducible: bool = False,
+        record: Record | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._model = model
+        self._paths = Paths(record, model.num_sequences) if record else None
+        self._num_differences = 0  # in the running step
         self._clock = clock
         # What each sequence has been fed: penalties look at the whole text so far.
         self._history = np.zeros((model.num_sequences, model.context_length + max_rows), np.int32)
@@ -156,12 +192,13 @@ class Engine:
 
     def step(self, batch: Batch) -> StepResult:
         """Run the batch. Afterwards each sequence holds its committed tokens but the newest."""
-        for seq in batch.freed:
-            self._model.free(seq)
+        for copy in batch.copies:
+            self._copy(copy)
         rows = self._rows(batch.works)
         began = self._clock()
         logits = self._model.forward(rows)
         forward_s = self._clock() - began
+        self._num_differences = 0
         outcomes = []
         row = 0
         for work in batch.works:
@@ -174,7 +211,13 @@ class Engine:
             except MultispinError as error:
                 outcomes.append(Outcome(0, 0, str(error)))
             row += num_judged
-        return StepResult(outcomes, forward_s)
+        return StepResult(outcomes, forward_s, self._num_differences)
+
+    def _copy(self, copy: Copy) -> None:
+        self._model.fork(copy.source, copy.target, copy.length)
+        self._history[copy.target, : copy.length] = self._history[copy.source, : copy.length]
+        if self._paths:
+            self._paths.copy(copy.source, copy.target, copy.length)
 
     def _rows(self, works: list[Work]) -> Rows:
         token = np.frombuffer(b"".join(work.tokens for work in works), np.dtype("<i4"))
@@ -187,15 +230,26 @@ class Engine:
             position[begin:end] = np.arange(work.start, work.start + work.num_rows)
             if work.samples:
                 wants_logits[end - work.num_draft - 1 : end] = True
+            if self._paths:
+                self._paths.feed(work.seq, work.start, work.tokens)
         self._history[seq, position] = token
         return Rows(seq, position, token, wants_logits)
 
     def _judge(self, work: Work, logits: np.ndarray) -> Outcome:
         kept = work.start + work.num_rows - work.num_draft
+        verdict = self._verdict(work, logits, kept)
+        if self._paths:
+            verdict = self._replayed(self._paths, work, logits, kept, verdict)
+        if verdict.num_accepted < work.num_draft:
+            self._model.truncate(work.seq, kept + verdict.num_accepted)
+        return Outcome(verdict.num_accepted, verdict.token)
+
+    def _verdict(self, work: Work, logits: np.ndarray, kept: int) -> Verdict:
+        """Of everything that was fed behind the first ``kept`` tokens."""
         history = self._history[work.seq]
-        verdict = verify(
+        return verify(
             logits,
-            history[kept : kept + work.num_draft],
+            history[kept : work.start + work.num_rows],
             work.params,
             work.rule,
             work.seed,
@@ -209,6 +263,21 @@ class Engine:
             ]
             or None,
         )
-        if verdict.num_accepted < work.num_draft:
-            self._model.truncate(work.seq, kept + verdict.num_accepted)
-        return Outcome(verdict.num_accepted, verdict.token)
+
+    def _replayed(
+        self, paths: Paths, work: Work, logits: np.ndarray, kept: int, verdict: Verdict
+    ) -> Verdict:
+        """The record's judgement instead of the logits', as far as it goes; from there on theirs.
+
+        They differ if the logits accept less, or lead to another token than the recorded one.
+        """
+        ahead = paths.ahead(work.seq, work.num_prompt, kept, work.params)
+        if not ahead:
+            return verdict
+        num_equal, token = follow(work.tokens[len(work.tokens) - 4 * work.num_draft :], ahead)
+        if token is not None:
+            self._num_differences += verdict != (num_equal, token)
+            return Verdict(num_equal, token)
+        self._num_differences += verdict.num_accepted < num_equal
+        further = self._verdict(work, logits[num_equal:], kept + num_equal)
+        return Verdict(num_equal + further.num_accepted, further.token)

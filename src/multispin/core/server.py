@@ -7,7 +7,6 @@ Synchronous; the clock is passed in. A shell delivers the frames and runs the en
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -15,6 +14,8 @@ from typing import NamedTuple
 
 from multispin.acceptance import PROPOSAL_TOTAL
 from multispin.core.batch import BatchLimits, form_batch, round_opens_in
+from multispin.core.caches import MIN_SHARED, Caches, Place, num_common
+from multispin.core.confidence import Calibration
 from multispin.core.controller import Controller, ControlSettings, SessionKey
 from multispin.core.engine import Batch, EngineInfo, StepResult, Work
 from multispin.core.session import Session
@@ -28,6 +29,8 @@ MAX_STOPS = 16
 MAX_STOP_LENGTH = 1000
 # Longer texts cannot fit: few tokens of any vocabulary are longer than so many bytes.
 MAX_BYTES_PER_TOKEN = 64
+IDLE_S = 5.0  # a session that owes a draft for longer gives up its sequence to one that waits
+MAX_ENDED = 1024  # finished sessions whose late drafts are known for what they are
 MAX_CRASHES = 3  # a session that was in this many crashed batches is ended
 
 
@@ -57,6 +60,7 @@ class Counters:
     num_committed_tokens: int = 0
     num_stale_drafts: int = 0
     num_errors: int = 0
+    num_replay_differences: int = 0  # judgements of a record that the logits do not share
 
 
 class ServerCore:
@@ -68,12 +72,18 @@ class ServerCore:
         self.counters = Counters()
         self.vocabulary = info.vocabulary()
         self.id_bits = frames.id_bits(self.vocabulary.size)
-        self.controller = Controller(limits.control, self.id_bits, limits.max_draft_length, clock)
+        self.controller = Controller(
+            limits.control, self.id_bits, limits.max_draft_length, clock, limits.batch.mode
+        )
+        for timed in info.passes:
+            self.controller.passed(timed.num_rows, timed.num_sequences, timed.seconds)
         self._clock = clock
         self._sessions: dict[SessionKey, Session] = {}
-        # A heap: reproducible mode is quickest with low, adjacent sequences.
-        self._free_seqs = list(range(info.num_sequences))
-        self._freed: list[int] = []
+        self._calibrations: dict[Hashable, Calibration] = {}
+        # Their devices may have sent another draft before they knew; oldest first.
+        self._ended: dict[SessionKey, None] = {}
+        self._caches = Caches(info.num_sequences)
+        self._placed: dict[int | None, Session] = {}  # by sequence
         self._running: list[Session] = []
         self._works: list[Work] = []
 
@@ -100,15 +110,18 @@ class ServerCore:
         room = self.info.context_length - len(prompt)
         self.controller.join(key, message.draft_length)
         session = Session(
-            key=key,
-            request=message,
-            tokens=prompt.tolist(),
-            max_tokens=min(message.max_tokens, room),
-            vocabulary=self.vocabulary,
-            allowed=self.controller.grant(key),
-            waiting_since=self._clock(),
+            key,
+            message,
+            prompt,
+            min(message.max_tokens, room),
+            self.vocabulary,
+            self.controller.grant(key),
+            self._calibrations.setdefault(link, Calibration()),
+            self._clock(),
+            is_window=self.limits.batch.mode == "window",
         )
         self._sessions[key] = session
+        self._ended.pop(key, None)
         packed = frames.pack_ids(prompt, self.id_bits)
         rate = session.allowed.upload_bits_per_s
         return [Outgoing(link, Opened(message.session, packed, session.grant, rate))]
@@ -177,34 +190,31 @@ class ServerCore:
 
     def draft(self, link: Hashable, message: Draft) -> list[Outgoing]:
         """Take a draft; a repeated one is answered with the recorded verdict at once."""
-        session = self._sessions.get(SessionKey(link, message.session))
+        key = SessionKey(link, message.session)
+        session = self._sessions.get(key)
+        if key in self._ended:
+            self.counters.num_stale_drafts += 1
+            return []
         if session is None or session.closed:
             error = PeerError(f"session = {message.session}: is not open", code="unknown_session")
             return [self._error(link, message.session, error)]
         try:
-            repeated = session.check(message)
-            if repeated is not None:
+            ids, levels = frames.unpack_tokens(message.tokens, self.id_bits, self.vocabulary.size)
+            if (repeated := session.repeated(message, len(ids))) is not None:
                 return [Outgoing(link, repeated)]
-            num_ids = 8 * len(message.ids) // self.id_bits
-            if num_ids > session.grant:
-                raise PeerError(
-                    f"draft = {num_ids} tokens: the grant is {session.grant}; draft as granted",
-                    code="draft_too_long",
-                )
-            ids = frames.unpack_ids(message.ids, self.id_bits, self.vocabulary.size)
-            proposals = self._proposals(session, ids, message)
-        except PeerError as error:
-            if error.code == "stale":
+            if session.is_stale(message):
                 self.counters.num_stale_drafts += 1
                 return []
+            session.take(message, ids, levels, self._proposals(session, ids, message))
+        except PeerError as error:
             self._end(session)
             return [self._error(link, message.session, error)]
-        session.draft, session.proposals = ids, proposals
         now = self._clock()
-        self.controller.drafted(
-            session.key, len(ids), message.drafting_us * 1e-6, now - session.waiting_since
-        )
-        session.waiting_since = now
+        turnaround_s = None if session.turn_since is None else now - session.turn_since
+        self.controller.drafted(session.key, len(ids), message.drafting * 1e-4, turnaround_s)
+        session.turn_since = None
+        if not session.is_window:
+            session.waiting_since = now
         return []
 
     def _proposals(
@@ -244,44 +254,79 @@ class ServerCore:
         for key in [key for key in self._sessions if key.link == link]:
             self._end(self._sessions[key])
         self.controller.drop(link)
+        self._calibrations.pop(link, None)
 
     # --- plan ----------------------------------------------------------------------------------
 
     def next_batch(self) -> Batch | None:
         """The next forward pass, or None when nothing is ready."""
         assert not self._running, "one batch at a time"
-        for session in self._sessions.values():
-            if not self._free_seqs:
-                break
-            if session.seq is None:
-                session.seq = heapq.heappop(self._free_seqs)
+        self._place_sessions()
         chosen = self._choose([s for s in self._sessions.values() if s.seq is not None])
         if not chosen:
             return None
-        freed, self._freed = self._freed, []
         self._running = [session for session, _ in chosen]
         self._works = [work for _, work in chosen]
         for session in self._running:
             session.busy = True
-        return Batch(self._works, freed)
+        return Batch(self._works, self._caches.take_copies())
+
+    def _place_sessions(self) -> None:
+        """Sequences for the sessions that need one, in the order in which they were opened."""
+        for session in self._sessions.values():
+            if session.seq is not None or not session.needs_place:
+                continue
+            sharing = self._sharing(session)
+            if any(_leads(other, session) for other in sharing):
+                continue
+            place = self._assign(session, sharing)
+            if place is None and (idle := self._longest_idle()) is not None:
+                del self._placed[idle.seq]
+                self._caches.release(*idle.evict())
+                place = self._assign(session, self._sharing(session))
+            if place is None:
+                return
+            session.seq, session.num_cached = place
+            self._placed[place.seq] = session
+
+    def _sharing(self, session: Session) -> list[Session]:
+        """Those with a sequence whose texts begin like this one's."""
+        seqs = self._caches.sharing(session.tokens(0, session.length))
+        return [self._placed[seq] for seq in seqs if seq in self._placed]
+
+    def _assign(self, session: Session, sharing: list[Session]) -> Place | None:
+        cached = {s.seq: s.tokens(0, s.num_cached) for s in sharing if s.seq is not None}
+        return self._caches.assign(session.tokens(0, session.length), cached)
+
+    def _longest_idle(self) -> Session | None:
+        """The session that has kept its sequence unused for longest, if for IDLE_S."""
+        idle = [s for s in self._sessions.values() if s.seq is not None and not s.needs_place]
+        longest = min(idle, key=lambda s: s.waiting_since, default=None)
+        if longest is None or self._clock() - longest.waiting_since < IDLE_S:
+            return None
+        return longest
 
     def wait_s(self) -> float | None:
         """How long a shell may sleep when next_batch had nothing and no frame comes."""
-        past_prompt = [
-            s for s in self._sessions.values() if s.seq is not None and s.num_uncached == 1
-        ]
-        if self.limits.batch.mode == "stop-and-wait" or not any(s.ready for s in past_prompt):
-            return None
-        return round_opens_in(past_prompt, self.limits.batch, self._clock())
+        now = self._clock()
+        placed = [s for s in self._sessions.values() if s.seq is not None]
+        waits = []
+        if any(s.seq is None and s.needs_place for s in self._sessions.values()):
+            waits = [s.waiting_since + IDLE_S - now for s in placed if not s.needs_place]
+        past_prompt = [s for s in placed if s.num_uncached == 1]
+        if self.limits.batch.mode == "rounds" and any(s.ready for s in past_prompt):
+            waits.append(round_opens_in(past_prompt, self.limits.batch, now))
+        return max(min(waits), 0.0) if waits else None
 
     def _choose(self, sessions: list[Session]) -> list[tuple[Session, Work]]:
         """Sessions that were in a crash go alone, until a pass with them has gone well."""
-        now = self._clock()
+        now, limits = self._clock(), self.limits.batch
+        pass_s = self.controller.pass_seconds(limits.max_rows)
         suspects = [session for session in sessions if session.num_crashes]
         for suspect in sorted(suspects, key=lambda s: s.num_crashes):
-            if chosen := form_batch([suspect], self.limits.batch, now):
+            if chosen := form_batch([suspect], limits, pass_s, now):
                 return chosen
-        return form_batch([s for s in sessions if not s.num_crashes], self.limits.batch, now)
+        return form_batch([s for s in sessions if not s.num_crashes], limits, pass_s, now)
 
     # --- commit --------------------------------------------------------------------------------
 
@@ -292,6 +337,7 @@ class ServerCore:
         running, self._running = self._running, []
         self.counters.num_batches += 1
         self.counters.forward_s += result.forward_s
+        self.counters.num_replay_differences += result.num_replay_differences
         if all(work.samples and work.num_rows == work.num_draft + 1 for work in self._works):
             num_rows = sum(work.num_rows for work in self._works)
             self.controller.passed(num_rows, len(self._works), result.forward_s)
@@ -311,12 +357,15 @@ class ServerCore:
                 self._end(session)
                 continue
             self.controller.judged(session.key, work.num_draft, outcome.num_accepted)
-            verdict = session.commit(outcome, self.controller.grant(session.key))
-            session.waiting_since = now
+            allowed = self.controller.grant(session.key)
+            verdict = session.commit(outcome, work.num_draft, allowed, now)
             self._count(work.num_draft, verdict)
             out.append(Outgoing(session.key.link, verdict))
             if verdict.finish:
                 self._end(session)
+                self._ended[session.key] = None
+                if len(self._ended) > MAX_ENDED:
+                    del self._ended[next(iter(self._ended))]
         return out
 
     def engine_lost(self) -> list[Outgoing]:
@@ -329,6 +378,7 @@ class ServerCore:
         for session in running:
             session.busy = False
             session.num_crashes += 1
+        self._caches.lost()
         for session in list(self._sessions.values()):
             session.num_cached = 0
             if session.closed:
@@ -358,9 +408,17 @@ class ServerCore:
         del self._sessions[session.key]
         self.controller.leave(session.key)
         if session.seq is not None:
-            heapq.heappush(self._free_seqs, session.seq)
-            self._freed.append(session.seq)
+            del self._placed[session.seq]
+            self._caches.release(*session.evict())
 
     def _error(self, link: Hashable, session: int | None, error: MultispinError) -> Outgoing:
         self.counters.num_errors += 1
         return Outgoing(link, Error(session, error.code, str(error)))
+
+
+def _leads(other: Session, session: Session) -> bool:
+    """Whether a prompt that is being computed begins in the same way: better wait and copy."""
+    if other.num_uncached == 1 or other.num_crashes:
+        return False
+    common = num_common(session.tokens(0, session.length), other.tokens(0, other.length))
+    return common >= other.num_cached + MIN_SHARED

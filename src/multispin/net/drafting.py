@@ -5,14 +5,18 @@ from __future__ import annotations
 import msgspec
 
 from multispin.core.drafter import Drafter, LookupDrafter, ModelDrafter
+from multispin.core.mixed import MixedDrafter
+from multispin.core.replay import ReplayDrafter
 from multispin.lm.llama import LlamaModel
 from multispin.lm.ngram import NgramModel, corpus
+from multispin.lm.record import read_record
 from multispin.net.device import Device
 from multispin.net.link import DeviceLink
 from multispin.net.websocket import WebSocketTransport
 
 NGRAM_ORDER = 3  # one less than the target of the same name: a drafter should be the weaker one
 NGRAM_CONTEXT = 1 << 16  # tokens; it looks at the last few only
+REPLAY_PREFIX = "replay:"
 
 
 class DrafterOptions(msgspec.Struct, frozen=True):
@@ -54,6 +58,9 @@ async def connect(server: str, options: DrafterOptions) -> Device:
 def _load(options: DrafterOptions) -> Drafter | None:
     if options.draft == "lookup":
         return LookupDrafter()
+    if options.draft.startswith(REPLAY_PREFIX):
+        record = read_record(options.draft.removeprefix(REPLAY_PREFIX), "--draft")
+        return MixedDrafter(ReplayDrafter(record))
     if options.path is None:
         return None
     model = LlamaModel(
@@ -64,7 +71,7 @@ def _load(options: DrafterOptions) -> Drafter | None:
         threads=options.threads,
         gpu_layers=options.gpu_layers,
     )
-    return ModelDrafter(model)
+    return MixedDrafter(ModelDrafter(model))
 
 
 async def _ngram(link: DeviceLink, options: DrafterOptions) -> Drafter:
@@ -76,4 +83,4 @@ async def _ngram(link: DeviceLink, options: DrafterOptions) -> Drafter:
         num_sequences=options.num_sequences,
         context_length=NGRAM_CONTEXT,
     )
-    return ModelDrafter(model, owns_vocabulary=False)
+    return MixedDrafter(ModelDrafter(model, owns_vocabulary=False))

@@ -13,9 +13,10 @@ from typing import BinaryIO, TypeAlias
 import msgspec
 import numpy as np
 
+from multispin.core.cost import CostEngine
 from multispin.core.engine import Batch, Engine, EngineInfo, StepResult
 from multispin.errors import BadInput, MultispinError
-from multispin.net.loading import TargetOptions, load_target
+from multispin.net.loading import TargetOptions, load_engine
 
 
 class Load(msgspec.Struct, array_like=True, tag=0):
@@ -65,13 +66,13 @@ def main() -> None:
     os.dup2(2, 1)
     encoder = msgspec.msgpack.Encoder()
     decoder = msgspec.msgpack.Decoder(Request)
-    engine: Engine | None = None
+    engine: Engine | CostEngine | None = None
     while (data := _read(requests)) is not None:
         answer: Response
         match decoder.decode(data):
             case Load(options):
                 try:
-                    engine = load_target(options)
+                    engine = load_engine(options)
                     answer = Loaded(engine.info)
                 except MultispinError as error:
                     answer = _failed(error)

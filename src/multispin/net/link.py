@@ -31,7 +31,7 @@ class Channel:
         self.uplink_bytes = 0
         self.downlink_bytes = 0
         self._link = link
-        self._inbox: asyncio.Queue[Received] = asyncio.Queue()
+        self._inbox: asyncio.Queue[Received | BaseException] = asyncio.Queue()
 
     async def send(self, frame: Frame) -> None:
         self.uplink_bytes += await self._link.send(frame)
@@ -39,6 +39,8 @@ class Channel:
     async def receive(self, kind: type[F]) -> F:
         """The next frame, which must be a ``kind``; what the server refuses is raised."""
         received = await self._inbox.get()
+        if isinstance(received, BaseException):
+            raise received
         self.downlink_bytes += received.num_bytes
         if isinstance(received.frame, Error):
             raise _refusal(received.frame)
@@ -52,6 +54,10 @@ class Channel:
 
     def deliver(self, received: Received) -> None:
         self._inbox.put_nowait(received)
+
+    def fail(self, error: BaseException) -> None:
+        """Raise the error where frames are received."""
+        self._inbox.put_nowait(error)
 
 
 class DeviceLink:

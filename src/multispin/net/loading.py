@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import msgspec
-import numpy as np
+from pathlib import Path
 
+import msgspec
+
+from multispin.core.cost import CostEngine, RecordEngine, parse_costs
 from multispin.core.engine import Engine
-from multispin.lm.base import Rows
+from multispin.core.warmup import time_passes
+from multispin.errors import BadInput
 from multispin.lm.llama import LlamaModel
 from multispin.lm.ngram import NgramModel
+from multispin.lm.record import Record, read_record
 from multispin.lm.reproducible import self_check
+
+COST_PREFIX = "cost:"
 
 
 class TargetOptions(msgspec.Struct, frozen=True):
-    """How to load the server's model. ``path`` is the file that the catalog found."""
+    """How to load the server's model.
+
+    ``path`` is the file that the catalog found; ``replay`` a record whose texts go on as recorded.
+    """
 
     target: str
     path: str | None
@@ -23,6 +32,15 @@ class TargetOptions(msgspec.Struct, frozen=True):
     gpu_layers: int
     reproducible: bool
     max_rows: int
+    replay: str | None = None
+
+
+def load_engine(options: TargetOptions) -> Engine | CostEngine:
+    """The engine of a model or of a cost model, its passes timed."""
+    is_cost = options.target.startswith(COST_PREFIX)
+    engine = _load_costs(options) if is_cost else load_target(options)
+    engine.info = msgspec.structs.replace(engine.info, passes=time_passes(engine))
+    return engine
 
 
 def load_target(options: TargetOptions) -> Engine:
@@ -31,7 +49,8 @@ def load_target(options: TargetOptions) -> Engine:
         model = NgramModel.from_text(
             num_sequences=options.num_sequences, context_length=options.context_length
         )
-        return Engine(model, max_rows=options.max_rows, reproducible=True)
+        record = _replayed(options, model.vocabulary.fingerprint)
+        return Engine(model, max_rows=options.max_rows, reproducible=True, record=record)
     llama = LlamaModel(
         path=options.path,
         name=options.target,
@@ -44,15 +63,43 @@ def load_target(options: TargetOptions) -> Engine:
     )
     if options.reproducible:
         self_check(llama)
+    record = _replayed(options, llama.vocabulary.fingerprint)
+    return Engine(
+        llama, max_rows=options.max_rows, reproducible=options.reproducible, record=record
+    )
+
+
+def _replayed(options: TargetOptions, fingerprint: str) -> Record | None:
+    if options.replay is None:
+        return None
+    record = read_record(options.replay, "--replay")
+    if record.fingerprint != fingerprint:
+        raise BadInput(
+            "--replay",
+            options.replay,
+            f"was recorded with {record.target}, whose vocabulary differs from {options.target}'s",
+        )
+    return record
+
+
+def _load_costs(options: TargetOptions) -> CostEngine:
+    """A cost model; the n-gram model writes the texts where no record does."""
+    path = Path(options.target.removeprefix(COST_PREFIX))
+    try:
+        text = path.read_bytes().decode()
+    except OSError as error:
+        raise BadInput("--target", options.target, f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise BadInput("--target", options.target, "is not UTF-8 text") from None
+    costs = parse_costs(text, str(path))
+    engine: Engine | RecordEngine
+    if costs.record is None:
+        engine = load_target(msgspec.structs.replace(options, target="ngram", path=None))
     else:
-        _try_batch(llama)
-    return Engine(llama, max_rows=options.max_rows, reproducible=options.reproducible)
-
-
-def _try_batch(model: LlamaModel) -> None:
-    """A build that does not fit the processor crashes in its first batch of several rows: better
-    here, where the server can say so, than under the first session."""
-    num_rows = min(4, model.context_length)
-    position = np.arange(num_rows, dtype=np.int32)
-    model.forward(Rows(position * 0, position, position * 0, np.ones(num_rows, np.bool_)))
-    model.free(0)
+        engine = RecordEngine(
+            read_record(path.parent / costs.record, f"{path}: cost.record"),
+            num_sequences=options.num_sequences,
+            context_length=options.context_length,
+            max_rows=options.max_rows,
+        )
+    return CostEngine(engine, costs, options.target)

@@ -90,23 +90,34 @@ class EdgeServer:
     # --- the batches ---------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Verify whatever is ready, for ever; EngineFailed if the engine cannot restart."""
+        """Verify whatever is ready, for ever; EngineFailed if the engine cannot restart.
+
+        The next pass begins before the verdicts of the last are sent: sending takes its time, too.
+        """
+        news: list[Outgoing] = []
         while True:
             batch = self.core.next_batch()
             if batch is None:
-                self._work.clear()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self.core.wait_s()):
-                        await self._work.wait()
+                self._deliver(news)
+                news = []
+                await self._wait_for_work()
                 continue
+            step = asyncio.create_task(self.engine.step(batch))
             try:
-                result = await self.engine.step(batch)
+                await asyncio.sleep(0)  # the pass begins
+                self._deliver(news)
+                news = self.core.complete(await step)
             except EngineLost as error:
                 log.error("%s", error)
-                self._deliver(self.core.engine_lost())
-                continue
-            self._deliver(self.core.complete(result))
-            await asyncio.sleep(0)
+                news = self.core.engine_lost()
+            finally:
+                step.cancel()
+
+    async def _wait_for_work(self) -> None:
+        self._work.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.core.wait_s()):
+                await self._work.wait()
 
     def _deliver(self, outgoing: list[Outgoing]) -> None:
         for link, frame in outgoing:
@@ -168,6 +179,7 @@ class EdgeServer:
                 context_length=info.context_length,
                 max_draft_length=self.core.limits.max_draft_length,
                 reproducible=info.reproducible,
+                mode=self.core.limits.batch.mode,
             )
         )
 

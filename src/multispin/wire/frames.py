@@ -13,13 +13,15 @@ from typing import TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from multispin.acceptance import PROPOSAL_TOTAL
 from multispin.errors import PeerError
-from multispin.types import AcceptanceRule, FinishReason, SamplingParams, TokenIds
+from multispin.types import AcceptanceRule, FinishReason, Mode, SamplingParams, TokenIds
 
 PROTOCOL_VERSION = 1
 MAX_FRAME_BYTES = 4 * 1024 * 1024
+LEVEL_BITS = 3
 TRANSPORT_BITS = 592  # TCP, IP and TLS headers that carry a message
 
 
@@ -44,6 +46,7 @@ class Welcome(msgspec.Struct, array_like=True, frozen=True, tag=1):
     context_length: int
     max_draft_length: int
     reproducible: bool
+    mode: Mode
 
 
 class ChatMessage(msgspec.Struct, frozen=True):
@@ -55,7 +58,8 @@ class Open(msgspec.Struct, array_like=True, frozen=True, tag=2):
     """Device → server: begin a session. ``session`` is chosen by the device, unique on its link.
 
     The prompt is text, or chat messages to which the target's template is applied.
-    ``draft_length`` is the most that the device wants to draft; 0 leaves all to the server.
+    ``draft_length`` is the most unverified tokens that the device wants to draft ahead; 0 leaves
+    all to the server.
     With ``wants_text`` every verdict carries the committed bytes too.
     """
 
@@ -82,23 +86,25 @@ class Opened(msgspec.Struct, array_like=True, frozen=True, tag=3):
 class Draft(msgspec.Struct, array_like=True, frozen=True, tag=4):
     """Device → server: tokens proposed for positions ``start``, ``start`` + 1, ….
 
-    ``digest`` is that of the first ``start`` tokens of the session, ``drafting_us`` the time that
-    drafting took. ``proposals`` go with the rule 'rejection' only: for each token, packed ids and
-    16-bit counts less one.
+    ``digest`` is that of the first ``start`` tokens of the session as the device has them, drafted
+    ones included; ``epoch`` counts how often it had to drop drafted tokens that it had sent.
+    ``tokens`` are packed, each an id and above it the LEVEL_BITS of the drafter's confidence in
+    it. ``drafting`` is the time that drafting took, in units of 100 us. ``proposals`` go with the
+    rule 'rejection' only: for each token, packed ids and 16-bit counts less one.
     """
 
     session: int
     epoch: int
     start: int
     digest: bytes
-    ids: bytes
-    drafting_us: int = 0
+    tokens: bytes
+    drafting: int = 0
     proposals: list[tuple[bytes, bytes]] = []
 
 
 class Verdict(msgspec.Struct, array_like=True, frozen=True, tag=5):
-    """Server → device: of the draft at ``start``, ``num_accepted`` tokens were accepted, and
-    ``token`` comes after them: a correction or a bonus.
+    """Server → device: of the tokens drafted from ``start`` on, ``num_draft`` were verified and
+    ``num_accepted`` accepted; ``token`` comes after these: a correction or a bonus.
 
     The first ``num_committed`` of these tokens are committed: all of them, unless ``finish`` says
     that the text ended earlier. ``draft_length`` is the next grant: 0 means that the server goes
@@ -108,6 +114,7 @@ class Verdict(msgspec.Struct, array_like=True, frozen=True, tag=5):
     session: int
     epoch: int
     start: int
+    num_draft: int
     num_accepted: int
     num_committed: int
     token: int
@@ -188,20 +195,48 @@ def id_bits(vocabulary_size: int) -> int:
 
 def pack_ids(ids: Iterable[int] | TokenIds, bits: int) -> bytes:
     """Concatenate ``bits``-bit integers, least significant bit first, zero-padded to bytes."""
-    array = np.fromiter(ids, np.uint32) if not isinstance(ids, np.ndarray) else ids
-    columns = (array[:, None] >> np.arange(bits, dtype=np.uint32)) & 1
-    return np.packbits(columns.astype(np.uint8), bitorder="little").tobytes()
+    values = ids.tolist() if isinstance(ids, np.ndarray) else [int(i) for i in ids]
+    packed = b""
+    for begin in range(0, len(values), 8):  # eight fill whole bytes
+        group = values[begin : begin + 8]
+        number = 0
+        for value in reversed(group):
+            number = number << bits | value
+        packed += number.to_bytes((len(group) * bits + 7) // 8, "little")
+    return packed
 
 
 def unpack_ids(data: bytes, bits: int, vocabulary_size: int) -> TokenIds:
     """Inverse of pack_ids; raise PeerError (bad_frame) for an id outside the vocabulary."""
-    num_ids = len(data) * 8 // bits
-    if num_ids == 0:
-        return np.empty(0, np.int32)
-    flat = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little", count=num_ids * bits)
-    weights = 1 << np.arange(bits, dtype=np.int64)
-    ids = flat.reshape(num_ids, bits) @ weights
-    if int(ids.max()) >= vocabulary_size:
+    return _checked(_unpack(data, bits), vocabulary_size)
+
+
+def pack_tokens(ids: TokenIds, levels: npt.NDArray[np.uint8], bits: int) -> bytes:
+    """A draft's ids of ``bits`` bits, each with its level above it."""
+    return pack_ids(ids | levels.astype(np.int32) << bits, bits + LEVEL_BITS)
+
+
+def unpack_tokens(
+    data: bytes, bits: int, vocabulary_size: int
+) -> tuple[TokenIds, npt.NDArray[np.uint8]]:
+    """Inverse of pack_tokens: ids and levels; raise PeerError as unpack_ids does."""
+    values = _unpack(data, bits + LEVEL_BITS)
+    return _checked(values & ((1 << bits) - 1), vocabulary_size), (values >> bits).astype(np.uint8)
+
+
+def _unpack(data: bytes, bits: int) -> npt.NDArray[np.int64]:
+    values = []
+    mask = (1 << bits) - 1
+    for begin in range(0, len(data), bits):
+        number = int.from_bytes(data[begin : begin + bits], "little")
+        for _ in range(min(8, (len(data) - begin) * 8 // bits)):
+            values.append(number & mask)
+            number >>= bits
+    return np.array(values, np.int64)
+
+
+def _checked(ids: npt.NDArray[np.int64], vocabulary_size: int) -> TokenIds:
+    if len(ids) and int(ids.max()) >= vocabulary_size:
         raise PeerError(
             f"token id {int(ids.max())} is outside the vocabulary of {vocabulary_size}",
             code="bad_frame",
@@ -218,16 +253,26 @@ def is_proposal(ids: TokenIds, counts: bytes) -> bool:
 
 
 class PrefixDigest:
-    """Digest of the committed prefix: BLAKE2b-64 over its ids as little-endian 32-bit integers.
+    """Digest of a text's beginning: BLAKE2b-64 over its ids as little-endian 32-bit integers.
 
-    Incremental, so that a session pays for each token once.
+    Incremental, so that a session pays for each committed token once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ids: Iterable[int] | TokenIds = ()) -> None:
         self._hash = hashlib.blake2b(digest_size=8)
+        self.update(ids)
 
-    def update(self, ids: Iterable[int]) -> None:
-        self._hash.update(np.fromiter(ids, dtype="<i4").tobytes())
+    def update(self, ids: Iterable[int] | TokenIds) -> None:
+        self._hash.update(_id_bytes(ids))
 
-    def digest(self) -> bytes:
-        return self._hash.digest()
+    def digest(self, more: Iterable[int] | TokenIds = ()) -> bytes:
+        """The digest, as it would be after ``more``."""
+        longer = self._hash.copy()
+        longer.update(_id_bytes(more))
+        return longer.digest()
+
+
+def _id_bytes(ids: Iterable[int] | TokenIds) -> bytes:
+    if isinstance(ids, np.ndarray):
+        return ids.astype("<i4", copy=False).tobytes()
+    return np.fromiter(ids, dtype="<i4").tobytes()

@@ -1,0 +1,62 @@
+"""What passes of a few sizes take, measured before the first session comes.
+
+The server chooses the rows of a pass by what they cost; it goes on measuring while it serves, but a
+guess at the start would cost the first users minutes. A build of llama.cpp that does not fit the
+processor crashes here, too, in its first batch of several rows, where the server can still say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from multispin.core.engine import Batch, EngineInfo, PassTime, StepResult, Work, emptied
+from multispin.types import SamplingParams
+
+ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+NUM_SWEEPS = 2
+MAX_SWEEP_S = 2.0  # larger passes are left out
+
+
+class Steps(Protocol):
+    """The part of an engine that is needed here."""
+
+    info: EngineInfo
+
+    def step(self, batch: Batch) -> StepResult: ...
+
+
+def time_passes(engine: Steps) -> list[PassTime]:
+    """Every size that fits, twice, spread over as many sequences as there are."""
+    info = engine.info
+    sizes = [rows for rows in ROWS if rows <= min(info.max_rows, info.context_length)]
+    measured: list[PassTime] = []
+    for _ in range(NUM_SWEEPS):
+        spent_s = 0.0
+        for rows in sizes:
+            batch = Batch(list(_works(rows, min(rows, info.num_sequences))))
+            seconds = engine.step(batch).forward_s
+            engine.step(Batch([], [emptied(work.seq) for work in batch.works]))
+            measured.append(PassTime(rows, len(batch.works), seconds))
+            spent_s += seconds
+            if spent_s > MAX_SWEEP_S:
+                break
+    return measured
+
+
+def _works(num_rows: int, num_sequences: int) -> Iterator[Work]:
+    for seq in range(num_sequences):
+        share = num_rows // num_sequences + (seq < num_rows % num_sequences)
+        yield Work(
+            seq=seq,
+            start=0,
+            tokens=np.zeros(share, "<i4").tobytes(),
+            num_draft=share - 1,
+            samples=True,
+            num_prompt=1,
+            params=SamplingParams(),
+            rule="greedy",
+            seed=0,
+        )

@@ -1,0 +1,36 @@
+import numpy as np
+
+from multispin.core.engine import Engine
+from multispin.core.server import ServerCore, ServerLimits
+from multispin.core.warmup import time_passes
+from multispin.lm.ngram import NgramModel
+
+
+def test_passes_are_timed_and_leave_nothing_behind() -> None:
+    model = NgramModel.from_text(num_sequences=3, context_length=64)
+    ticks = iter(np.arange(0, 1000, 0.01).tolist())
+    engine = Engine(model, max_rows=16, clock=lambda: next(ticks))
+    measured = time_passes(engine)
+    assert sorted({timed.num_rows for timed in measured}) == [1, 2, 3, 4, 6, 8, 12, 16]
+    assert {timed.num_sequences for timed in measured} == {1, 2, 3}
+    assert all(abs(timed.seconds - 0.01) < 1e-9 for timed in measured)
+    assert (model._pool.lengths == 0).all()
+
+
+def test_sizes_that_take_too_long_are_left_out() -> None:
+    model = NgramModel.from_text(num_sequences=3, context_length=64)
+    ticks = iter(np.arange(0, 1000, 0.9).tolist())
+    engine = Engine(model, max_rows=64, clock=lambda: next(ticks))
+    assert max(timed.num_rows for timed in time_passes(engine)) == 3
+
+
+def test_the_server_knows_its_passes_from_the_start() -> None:
+    model = NgramModel.from_text(num_sequences=3, context_length=64)
+    ticks = iter(np.arange(0, 1000, 0.05).tolist())
+    engine = Engine(model, max_rows=16, clock=lambda: next(ticks))
+    info = engine.info.__class__(
+        **{name: getattr(engine.info, name) for name in engine.info.__struct_fields__}
+        | {"passes": time_passes(engine)}
+    )
+    core = ServerCore(info, ServerLimits(), lambda: 0.0)
+    assert np.allclose(core.controller.pass_seconds(16), 0.05, rtol=0.02)
