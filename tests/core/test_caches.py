@@ -10,7 +10,16 @@ from multispin.core.engine import Copy, Engine, emptied
 from multispin.lm.base import Rows
 from multispin.lm.ngram import NgramModel
 from multispin.types import Logits
-from tests.core.harness import PROMPT, Harness, Writer, new_drafter, new_server, request, run
+from tests.core.harness import (
+    PROMPT,
+    FakeClock,
+    Harness,
+    Writer,
+    new_drafter,
+    new_server,
+    request,
+    run,
+)
 from tests.core.test_server import alone
 
 LONG = PROMPT * 6
@@ -30,7 +39,7 @@ class CountingModel(NgramModel):
 
 def counting_server(num_sequences: int, **limits: object) -> tuple[Harness, CountingModel]:
     model = CountingModel.from_text(num_sequences=num_sequences, context_length=1024)
-    engine = Engine(model, max_rows=64, reproducible=True)
+    engine = Engine(model, max_rows=64, reproducible=True, clock=FakeClock())
     return new_server(engine, **limits), model
 
 
