@@ -37,14 +37,17 @@ def window_cell(rng, num_devices, max_window=32, scarce=False):
 def settled(cell, lengths):
     """Pass [C], rates [C, K] and hertz used [C] of windows [C, K] where the pass is what it is."""
     found = []
+    equal = np.zeros(cell.problem.num_devices)
     for row in lengths:
+        cell.share_out(equal)
         pass_s, at = cell.problem.base_round_s, (row, np.arange(len(row)))
-        for _ in range(60):
+        for _ in range(30):
             table = cell.table(pass_s)
             rows = table.rows[at].sum()
             pass_s = 0.5 * (
                 pass_s + cell.problem.base_round_s + cell.problem.verify_per_token_s * rows
             )
+            cell.share_out(cell.plan(table, row).bandwidths_hz)
         found.append(((1 + table.accepted[at]) / pass_s, table.hertz_s[at].sum() / pass_s))
     rates, hertz = zip(*found, strict=True)
     return np.array(rates), np.array(hertz)

@@ -1,6 +1,6 @@
 import numpy as np
 
-from multispin.core.confidence import NUM_LEVELS, Calibration, level_of
+from multispin.core.confidence import NUM_LEVELS, Calibration, level_of, survivals
 
 
 def test_levels_rise_with_confidence_and_resolve_what_is_nearly_certain() -> None:
@@ -13,8 +13,19 @@ def test_claims_count_until_verdicts_are_known() -> None:
     calibration = Calibration()
     assert np.all(np.diff(calibration.acceptance) > 0)
     levels = np.array([7, 3, 0], np.uint8)
-    expected = calibration.acceptance[7] * calibration.acceptance[3]
-    assert calibration.survival(levels)[1] == expected
+    found = survivals([calibration], levels, np.array([3]))
+    assert np.allclose(found, np.cumprod(calibration.acceptance[levels]))
+
+
+def test_survivals_of_many_sessions_are_those_of_each() -> None:
+    rng = np.random.default_rng(5)
+    calibrations = [Calibration() for _ in range(6)]
+    for calibration in calibrations:
+        calibration.acceptance[:] = rng.uniform(0.01, 0.99, NUM_LEVELS)
+    drafted = [rng.integers(0, NUM_LEVELS, n).astype(np.uint8) for n in (3, 0, 1, 7, 0, 2)]
+    found = survivals(calibrations, np.concatenate(drafted), np.array([3, 0, 1, 7, 0, 2]))
+    pairs = zip(calibrations, drafted, strict=True)
+    assert np.allclose(found, np.concatenate([np.cumprod(c.acceptance[d]) for c, d in pairs]))
 
 
 def test_each_level_learns_what_its_tokens_are_worth() -> None:

@@ -5,12 +5,22 @@ from __future__ import annotations
 import functools
 import itertools
 
+import numpy as np
 import pytest
 
+from multispin.control import Problem, evaluate_window
 from multispin.control.stop_and_wait import DO_NO_HARM
-from multispin.core.controller import HEADER_BITS, ControlSettings
+from multispin.core.controller import (
+    HEADER_BITS,
+    PROBE_LENGTH,
+    REPLAN_S,
+    SEAT_S,
+    ControlSettings,
+    SessionKey,
+)
 from multispin.core.drafter import Drafted, ModelDrafter
 from multispin.lm.ngram import NgramModel
+from multispin.radio.channel import ConstantEfficiency
 from multispin.types import Mode
 from tests.core.virtual_time import Cell, Hardware
 
@@ -44,7 +54,7 @@ def swept(mode: Mode, bits_per_s: float | None) -> dict[tuple[int, ...], list[fl
     return rates
 
 
-@pytest.mark.parametrize("mode", ["rounds", "stop-and-wait"])
+@pytest.mark.parametrize("mode", ["rounds", "stop-and-wait", "window"])
 @pytest.mark.parametrize("bits_per_s", [None, 15_000.0])
 @pytest.mark.parametrize("least_share", [0.0, DO_NO_HARM])
 def test_goodput_is_within_5_percent_of_the_best_fixed_grant(
@@ -65,6 +75,53 @@ def test_goodput_is_within_5_percent_of_the_best_fixed_grant(
     own = [(n - m) / 20 for n, m in zip(cell.committed, before, strict=True)]
     # Probes cost a little, the model of stop-and-wait errs by a few percent.
     assert min(own) >= 0.95 * least, own
+
+
+@pytest.mark.parametrize("lengths", [(0, 4, 0), (3, 0, 1), (3, 4, 1), (3, 12, 1), (0, 32, 0)])
+def test_the_model_of_windows_is_within_10_percent_of_what_they_do(lengths) -> None:  # type: ignore[no-untyped-def]
+    acceptance = np.array([0.68, 1.0, 0.42])  # of order 3, 4 and 2
+    problem = Problem(
+        draft_s_per_token=np.array([0.02, 0.004, 0.01]),
+        acceptance=acceptance,
+        bits_per_token=np.full(3, 12.0),
+        bits_per_draft=np.full(3, 784.0),
+        uplink=ConstantEfficiency(np.ones(3)),
+        bandwidth_hz=1e9,
+        verify_fixed_s=0.03,
+        verify_per_token_s=0.002,
+        max_draft_length=32,
+    )
+    survival = acceptance[:, None] ** np.arange(1, 33)
+    plan = evaluate_window(problem, survival, np.array([0.01, 0.02, 0.05]), np.array(lengths))
+    rates = swept("window", None)[lengths]
+    assert plan.goodput_tokens_per_s == pytest.approx(sum(rates), rel=0.1)
+    assert plan.device_tokens_per_s == pytest.approx(rates, rel=0.16)
+
+
+def test_the_next_text_of_a_device_goes_on_with_its_grant_unless_it_comes_late() -> None:
+    cell = Cell(
+        [Hardware(drafter(4), 0.004, 32, 0.02) for _ in range(2)], pass_s, control=IN_CHARGE
+    )
+    cell.run(10)
+    controller = cell.core.controller
+    key, other = controller._devices
+    granted = controller.grant(key)
+    assert granted.draft_length > 2 * PROBE_LENGTH
+
+    def next_text_after(away_s: float, number: int) -> SessionKey:
+        following = SessionKey(key.link, number)
+        cell.now += REPLAN_S + 0.1  # a plan is due while the device writes nothing
+        controller.leave(next(k for k in controller._devices if k.link == key.link))
+        cell.now += away_s
+        controller.grant(other)
+        controller._saved_s = -1.0  # and none when it is back
+        controller.join(following, 32)
+        return following
+
+    soon = controller.grant(next_text_after(0.1, 1_000))
+    assert soon.draft_length > 2 * PROBE_LENGTH
+    late = controller.grant(next_text_after(SEAT_S + 0.1, 1_001))
+    assert late.draft_length == PROBE_LENGTH
 
 
 class Turncoat(ModelDrafter):
@@ -97,7 +154,7 @@ def test_a_device_whose_acceptance_collapses_is_granted_nothing_and_probed_again
 
 def test_drafting_that_does_not_pay_does_no_harm() -> None:
     weak = [Hardware(drafter(2), 0.05, 32, 0.1) for _ in range(3)]
-    for mode in ("rounds", "stop-and-wait"):
+    for mode in ("rounds", "stop-and-wait", "window"):
         found = Cell(weak, pass_s, mode=mode, control=IN_CHARGE)
         found.run(5)
         alone = Cell([Hardware(None) for _ in weak], pass_s, mode=mode)

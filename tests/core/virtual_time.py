@@ -114,7 +114,8 @@ class Cell:
     def _act(self, index: int) -> None:
         """Begin the next token, unless one is being drafted; send what may be sent."""
         session, hardware = self._sessions[index], self._hardware[index]
-        if session.owes_message and (session.is_window or session.job() is None):
+        is_sending = self._uplink_free_at[index] > self.now
+        if session.owes_message and (session.is_window or session.job() is None) and not is_sending:
             self._send(index, session.message())
         job = session.job()
         if job is None or self._drafting[index]:
@@ -135,7 +136,9 @@ class Cell:
         bits = 8 * len(frames.encode(draft)) + TRANSPORT_BITS
         rate = min(session.upload_bits_per_s or 1e12, hardware.uplink_bits_per_s)
         self._uplink_free_at[index] = max(self._uplink_free_at[index], self.now) + bits / rate
-        delay = self._uplink_free_at[index] - self.now + hardware.round_trip_s / 2
+        upload_s = self._uplink_free_at[index] - self.now
+        self._at(upload_s, lambda: self._act(index))  # what was drafted meanwhile shares a frame
+        delay = upload_s + hardware.round_trip_s / 2
         self._at(delay, lambda: self._deliver(self.core.draft(index, draft)))
 
     def _poke(self) -> None:

@@ -45,13 +45,17 @@ Tell = Callable[[Wrote], None]
 
 
 class Play(msgspec.Struct, frozen=True, tag=True):
-    """Let these devices write the texts of a record with the server for so many seconds."""
+    """Let these devices write the texts of a record with the server for so many seconds.
+
+    With ``warm`` the server has read every prompt before, and has room to keep them all.
+    """
 
     server: str
     record: str
     devices: list[DeviceSpeed]
     draft_length: int
     seconds: float
+    warm: bool = False
 
 
 class ReplayedDevice:
@@ -96,6 +100,8 @@ async def play(job: Play, tell: Tell, *, clock: Callable[[], float] = time.monot
         for number, link in enumerate(links)
     ]
     try:
+        if job.warm:
+            await _read_prompts(links[0], requests)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(device.run()) for device in devices]
             await asyncio.gather(*(device.has_written.wait() for device in devices))
@@ -112,6 +118,13 @@ async def play(job: Play, tell: Tell, *, clock: Callable[[], float] = time.monot
     finally:
         await asyncio.gather(*(device.close() for device in devices))
     return measure([log for device in devices for log in device.logs], begin, now, spent)
+
+
+async def _read_prompts(device: Device, requests: Sequence[Request]) -> None:
+    for request in requests:
+        async with device.write(request._replace(max_tokens=1, draft_length=0)) as writing:
+            async for _ in writing:
+                pass
 
 
 def requests_of(record: Record, draft_length: int) -> list[Request]:

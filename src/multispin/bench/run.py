@@ -58,6 +58,7 @@ async def run_devices(
     record: str,
     devices: list[DeviceSpeed],
     seconds: float,
+    warm: bool,
     progress: Progress,
 ) -> Served:
     """One mode: a fresh server, devices that write, and the server's counters around them."""
@@ -69,7 +70,7 @@ async def run_devices(
                 states.append(await asyncio.to_thread(cell_state, address))
             progress(wrote)
 
-        job = Play(address, record, devices, setup.draft_length, seconds)
+        job = Play(address, record, devices, setup.draft_length, seconds, warm)
         measured = await run_child(job, hear)
     first, last = states[0], states[-1]
     spent = {name: last["counters"][name] - count for name, count in first["counters"].items()}

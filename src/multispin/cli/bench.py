@@ -60,6 +60,14 @@ def bench(
         str, typer.Option(help="Of each device, 0 for no limit; or a list.")
     ] = "0",
     seconds: Annotated[float, typer.Option(help="Measuring time of each run.")] = 30.0,
+    warm: Annotated[
+        bool,
+        typer.Option(
+            "--warm",
+            help="Read every prompt before measuring and keep it in the server's cache: what is "
+            "measured then is writing.",
+        ),
+    ] = False,
     modes: Annotated[str, typer.Option(help="Which to run.")] = ",".join(MODES),
     sweep: Annotated[
         str | None, typer.Option(metavar="devices=1,2,…", help="Run all for each of these numbers.")
@@ -98,7 +106,7 @@ def bench(
         file = _record_file(record, target, folder)
         if not os.path.lexists(file):
             _record_first(file, target, draft, prompts, human_eval, max_tokens, threads, gpu_layers)
-        bed = _test_bed(file, target, draft, drafter_cost, folder, threads, gpu_layers)
+        bed = _test_bed(file, target, draft, drafter_cost, folder, threads, gpu_layers, warm)
         bed.check(chosen, peer)
         cells = [[speeds[i % len(speeds)] for i in range(num)] for num in counts]
         try:
@@ -119,6 +127,7 @@ class TestBed:
     drafter_cost: str | None
     threads: int
     gpu_layers: int
+    warm: bool
 
     @property
     def has_costs(self) -> bool:
@@ -145,7 +154,8 @@ class TestBed:
 
     def serve_arguments(self, num_devices: int) -> list[str]:
         arguments = ["--target", self.target, "--ctx-size", str(self.context_length)]
-        arguments += ["--max-sessions", str(num_devices)]
+        num_kept = len(self.record.texts) if self.warm else 0
+        arguments += ["--max-sessions", str(num_devices + num_kept)]
         arguments += ["--threads", str(self.threads), "--gpu-layers", str(self.gpu_layers)]
         return arguments if self.has_costs else [*arguments, "--replay", self.file]
 
@@ -246,6 +256,7 @@ def _test_bed(
     folder: str,
     threads: int | None,
     gpu_layers: int,
+    warm: bool,
 ) -> TestBed:
     from multispin.lm.record import read_record
 
@@ -256,7 +267,7 @@ def _test_bed(
         target = _with_record(target, file, folder)
     num_threads = options.num_threads(threads)
     draft = draft or record.draft
-    return TestBed(file, record, target, draft, drafter_cost, num_threads, gpu_layers)
+    return TestBed(file, record, target, draft, drafter_cost, num_threads, gpu_layers, warm)
 
 
 def _with_record(target: str, file: str, folder: str) -> str:
@@ -315,7 +326,7 @@ async def _run(
             else:
                 arguments = bed.serve_arguments(len(cell))
                 served = await run_devices(
-                    SETUPS[mode], arguments, bed.file, cell, seconds, progress
+                    SETUPS[mode], arguments, bed.file, cell, seconds, bed.warm, progress
                 )
                 kind = replayed
         runs.append(Run(mode, len(cell), kind, served))

@@ -407,15 +407,30 @@ class VerificationCurve:
         clipped = min(max(error, -spread), spread)
         side = (error > clipped) - (error < clipped)
         self._run = self._run + side if side * self._run > 0 else side
-        keep = self._keep
         if abs(self._run) >= CHANGE_RUN:  # a change: what came before counts little
-            keep, self._deviation = 0.5, min(2.0 * self._deviation, 1e6)
+            self._gram, self._moment = 0.25 * self._gram, 0.25 * self._moment
+            self._deviation = min(2.0 * self._deviation, 1e6)
+        else:
+            self._forget(x)
         gain = max(1.0 / self._num_passes, 1.0 - self._keep)
         self._deviation += gain * (abs(clipped) - self._deviation)
         y = expected * (1.0 + clipped)
         weight = 1.0 / max(y, expected) ** 2
-        self._gram = keep * self._gram + weight * np.outer(x, x)
-        self._moment = keep * self._moment + weight * y * x
+        self._gram += weight * np.outer(x, x)
+        self._moment += weight * y * x
+
+    def _forget(self, x: Floats) -> None:
+        """Along x only: passes of one size say nothing about what others cost.
+
+        G <- G - (1 - keep) G x x' G/(x' G x), and the moment so that the fit stays (Cao, Schwartz
+        2000).
+        """
+        seen = self._gram @ x
+        known = float(x @ seen)
+        if known > 0:
+            share = (1.0 - self._keep) / known
+            self._moment -= share * float(x @ self._moment) * seen
+            self._gram -= share * np.outer(seen, seen)
 
     @property
     def fit(self) -> VerificationFit:

@@ -1,20 +1,22 @@
 """Mode window: no barrier and no waiting; how far each device may draft ahead, and at what rate.
 
-The server runs pass after pass with what has arrived; a session without a draft gets its one token
-in the same pass. A token is there d_k = s_k + (H_k + Q_k)/R_k + round trip_k after the verdict that
-it answers, and answered after l_k = d_k + 2 P, with the rest of a pass of P seconds and its own. So
-a window of w tokens lets
+The server runs pass after pass of P seconds with what has arrived; a session without a draft gets
+its one token in the same pass, and what was drafted in its place comes too late. A token arrives
+d_k = s_k + (H_k + Q_k)/R_k + round trip_k after the verdict that let it be drafted, and is answered
+a pass or more later, l_k = P + max(P, d_k + P/2) in all. So of a window of w tokens, while drafts
+hold, there come in each pass
 
-    n_k(w) = P min(1/s_k, w/l_k)
+    c_k(w) = min((w + 1) P/l_k, P/s_k)
 
-of them arrive per pass while the drafts hold. With the survival S_kj of position j, a pass accepts
-F_k = sum_{j < n} S_kj. After a rejection, of which a pass has the chance 1 - S_kn, none arrive for
-e_k = d_k/P passes. In them the server writes on alone; the new draft survives that
-with S_ke, so it takes 1/S_ke attempts, and drafts are there in the share f_k of the passes:
+of which the server would have written one alone: n_k = max(c_k - 1, 0) rows, F_k = sum_{j < n} S_kj
+of them accepted, S_kj the survival of position j. After a rejection, of which a pass has the
+chance 1 - S_kn, the device has to catch up with a server that writes on, one token in P against one
+in s_k: e_k = 1/2 + d_k/(P - s_k) passes (never, where s_k >= P). The new draft survives them with
+S_ke, so it takes 1/S_ke attempts, and drafts are there in the share f_k of the passes:
 
     f_k = 1/(1 + (1 - S_kn) e_k/S_ke),     g_k = (1 + f_k F_k)/P
-    P = T_0 + sum_k (c_k(0) + t f_k n_k)
-    bits_k = Q_k n_k + H_k min(1, 2 n_k/w)     per pass: one frame, or less, of half a window
+    P = T_0 + sum_k (T_K + t + t f_k n_k)
+    bits_k = Q_k c_k + H_k min(1, 2 c_k/w)     per pass: one frame, or less, of half a window
 
 Bits are sent whether they become stale or not. Maximise sum_k g_k over whole windows with
 sum_k bits_k/(P r_k) <= B. Multiplied by P this is, for the goodput theta that comes out of it, one
@@ -25,8 +27,8 @@ choice per device (Dinkelbach 1967):
 Where drafts hold, a position is worth sending as long as S_kj >= theta t + lambda Q_k/r_k. lambda
 clears the band, by bisection, since bits fall as it rises; theta likewise is the least at which it
 is not below the goodput and no device is harmed: the dearer the server, the shorter its passes.
-Approximate: drafts arrive evenly, passes are equal, R_k and r_k are those of an equal share of the
-band.
+Approximate: drafts arrive evenly, passes are equal, R_k and r_k are those of the share that a
+first solution, with equal shares, gives.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from multispin.control.stop_and_wait import DO_NO_HARM
 from multispin.errors import BadInput
 
 _BISECTIONS = 12  # of theta
+_SHARINGS = 2  # of the band, the first taken for equal
 _LEAST_GAIN = 0.01  # tokens a pass, for which a device is bothered at all
 _FILLS = 4  # windows that are raised where the price of bandwidth jumps
 
@@ -61,7 +64,7 @@ class _Table:
     """Every window 0 .. W of every device at a given pass [W+1, K], per pass."""
 
     accepted: Floats  # f F
-    rows: Floats  # f n
+    rows: Floats  # f n, with n = max(c - 1, 0)
     hertz_s: Floats  # bits / r
 
 
@@ -76,26 +79,36 @@ class WindowCell:
         first = np.ones((1, problem.num_devices))
         self._survival = np.concatenate([first, survival.T])  # S_-1 = 1, S_0, ...
         self._sums = np.concatenate([0.0 * first, np.cumsum(survival.T, axis=0)])  # F(0), F(1) ...
-        share = np.full(problem.num_devices, problem.bandwidth_hz / problem.num_devices)
+        self.share_out(np.zeros(problem.num_devices))
+
+    def share_out(self, bandwidths_hz: Floats) -> None:
+        """Uploads take as long as in these bandwidths [K]; an equal share for who has none."""
+        problem = self.problem
+        equal = problem.bandwidth_hz / problem.num_devices
+        share = np.where(bandwidths_hz > 0, bandwidths_hz, equal)
         rate = problem.uplink.rate(share)
         self._hertz_s_per_bit = share / rate
         token_bits = problem.bits_per_draft + problem.bits_per_token
-        self._first_s = problem.draft_s_per_token + round_trip_s + token_bits / rate  # d_k
+        self._first_s = problem.draft_s_per_token + self.round_trip_s + token_bits / rate  # d_k
 
     def table(self, pass_s: float) -> _Table:
         problem = self.problem
         draft_s = problem.draft_s_per_token
         windows = np.arange(problem.max_draft_length + 1.0)[:, None]
-        answered_s = self._first_s + 2.0 * pass_s
+        answered_s = pass_s + np.maximum(pass_s, self._first_s + 0.5 * pass_s)
         with np.errstate(divide="ignore"):
-            most = pass_s / draft_s
-        num = np.minimum(np.minimum(windows * (pass_s / answered_s), most), windows[-1])
+            come = np.minimum((windows + 1.0) * (pass_s / answered_s), pass_s / draft_s)
+            without = 0.5 + self._first_s / np.maximum(pass_s - draft_s, 0.0)
+        come = np.where(windows > 0, np.minimum(come, windows), 0.0)
+        num = np.maximum(come - 1.0, 0.0)
         accepted, holds = self._up_to(num)
-        without = self._first_s / pass_s  # passes without a draft: e
+        catches_up = np.isfinite(without)
+        without = np.where(catches_up, without, 0.0)
         _, survives = self._up_to(without[None, :])
         drafts = 1.0 / (1.0 + (1.0 - holds) * without / np.maximum(survives, 1e-9))
-        frames = np.minimum(2.0 * num / np.maximum(windows, 2.0), 1.0)
-        bits = problem.bits_per_token * num + problem.bits_per_draft * frames
+        drafts = np.where(catches_up, drafts, 0.0)
+        frames = np.minimum(2.0 * come / np.maximum(windows, 2.0), 1.0)
+        bits = problem.bits_per_token * come + problem.bits_per_draft * frames
         return _Table(drafts * accepted, drafts * num, bits * self._hertz_s_per_bit)
 
     def _up_to(self, num: Floats) -> tuple[Floats, Floats]:
@@ -191,8 +204,17 @@ def window_plans(
 ) -> Iterator[WindowPlan]:
     """The best plan so far, again and again: a server may do something else in between."""
     cell = WindowCell(problem, survival, round_trip_s)
-    base_s = problem.base_round_s
-    least = least_share / base_s
+    for _ in range(_SHARINGS):
+        for plan in _priced(cell, least_share / problem.base_round_s):
+            yield plan
+        if (plan.lengths == 0).all():
+            return
+        cell.share_out(plan.bandwidths_hz)
+
+
+def _priced(cell: WindowCell, least: float) -> Iterator[WindowPlan]:
+    """The best plan so far, by bisection of theta, uploads as fast as the cell takes them to be."""
+    problem, base_s = cell.problem, cell.problem.base_round_s
     low = problem.num_devices / base_s  # the goodput of the server alone
     best = cell.plan(cell.table(base_s), np.zeros(problem.num_devices, dtype=np.int64))
     high = max(1.0 / max(problem.verify_per_token_s, 1e-290), low)  # no token is worth its row
@@ -219,4 +241,5 @@ def evaluate_window(
     for _ in range(4):
         plan = cell.plan(cell.table(pass_s), lengths)
         pass_s = plan.pass_s
+        cell.share_out(plan.bandwidths_hz)
     return plan

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from multispin.control.problem import Floats
+from multispin.core.confidence import survivals
 from multispin.core.engine import Work
 from multispin.core.rows import choose_rows
 from multispin.core.session import Session
@@ -79,9 +80,11 @@ def _most_tokens_per_second(
 ) -> list[tuple[Session, Work]]:
     if not sessions:
         return []
-    survival = [session.calibration.survival(session.levels) for session in sessions]
-    num_drafted = np.array([len(values) for values in survival])
-    num_rows = choose_rows(np.concatenate(survival), num_drafted, pass_s[: limits.max_rows])
+    drafted = [session.levels for session in sessions]
+    num_drafted = np.array([len(levels) for levels in drafted])
+    calibrations = [session.calibration for session in sessions]
+    survival = survivals(calibrations, np.concatenate(drafted), num_drafted)
+    num_rows = choose_rows(survival, num_drafted, pass_s[: limits.max_rows])
     return [
         (session, _verification(session, num - 1))
         for session, num in zip(sessions, num_rows.tolist(), strict=True)

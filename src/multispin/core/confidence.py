@@ -14,6 +14,9 @@ what to verify; what a device claims is worth no more than its tokens turn out t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import log2
+
 import numpy as np
 import numpy.typing as npt
 
@@ -30,8 +33,9 @@ Floats = npt.NDArray[np.float64]
 
 def level_of(confidences: npt.NDArray[np.float32]) -> Levels:
     """Level of each probability: min(floor(-log2(1 - c)), 7)."""
-    doubt = np.maximum(1.0 - confidences.astype(np.float64), 2.0**-NUM_LEVELS)
-    return np.clip(np.floor(-np.log2(doubt)), 0, NUM_LEVELS - 1).astype(np.uint8)
+    least = 2.0**-NUM_LEVELS  # few at a time: NumPy would take longer
+    doubts = [min(max(1.0 - c, least), 1.0) for c in confidences.tolist()]
+    return np.array([min(int(-log2(doubt)), NUM_LEVELS - 1) for doubt in doubts], np.uint8)
 
 
 class Calibration:
@@ -59,6 +63,16 @@ class Calibration:
         accepted = self._accepted[level] + CLAIM_WEIGHT * self._claims[level]
         self.acceptance[level] = accepted / (self._judged[level] + CLAIM_WEIGHT)
 
-    def survival(self, levels: Levels) -> Floats:
-        """P(tokens 0..j all accepted) for the tokens of a draft [len(levels)]."""
-        return np.asarray(np.cumprod(self.acceptance[levels]), np.float64)
+
+def survivals(
+    calibrations: Sequence[Calibration], levels: Levels, num_drafted: npt.NDArray[np.int64]
+) -> Floats:
+    """P(tokens 0..j of a session's draft all accepted), session after session [len(levels)].
+
+    ``num_drafted`` [K] of the ``levels`` belong to each of the K sessions.
+    """
+    owner = np.repeat(np.arange(len(calibrations)), num_drafted)
+    tables = np.array([calibration.acceptance for calibration in calibrations])
+    logs = np.concatenate([[0.0], np.cumsum(np.log(tables[owner, levels]))])
+    begins = np.cumsum(num_drafted) - num_drafted
+    return np.asarray(np.exp(logs[1:] - logs[begins[owner]]), np.float64)

@@ -6,7 +6,7 @@ Every drafting session is a device of the control problem. Its grant follows the
 plan is replaced only by one that is better by more than HYSTERESIS under the same estimates, or
 where it does harm. What is planned, by mode, is in planning.py. A session that the plan leaves
 without a draft is probed now and then with a short one, more and more rarely as long as the probe
-is rejected.
+is rejected. A device's next text goes on with the grant of its last one.
 """
 
 from __future__ import annotations
@@ -33,15 +33,17 @@ from multispin.types import Mode
 from multispin.wire.frames import TRANSPORT_BITS
 
 REPLAN_S = 0.5  # a new plan at most so often
-SOLVE_SHARE = 0.003  # of the server's time that planning may take
+SOLVE_SHARE = 0.005  # of the server's time that planning may take
+SEAT_S = 1.0  # for which a text that ended is planned for: the next one mostly follows
+SAVED_S = 0.3  # of planning at most, for when somebody comes or goes; half is for nothing else
 SLICE_S = 0.002  # of planning at a time: verdicts are waiting
 HYSTERESIS = 0.02
 RETABLE = 4  # passes between two looks at how long they take
-PROBE_LENGTH = 4
+PROBE_LENGTH = 4  # and as many more as were accepted in the probes just before
 PROBE_SHARE = 0.01  # of the goodput that probing may cost
 FIRST_PROBE = 16  # verdicts without a draft before the first probe; doubled by each rejected one
 LAST_PROBE = 512
-PROBE_RUN = 4  # good probes in a row that follow each other at once
+PROBE_RUN = 60  # tokens in a row that good probes, each following the last at once, may hold
 HEADER_BITS = 8 * 24 + TRANSPORT_BITS  # a draft's frame without its ids, and what carries it
 # Optimistic about further rows: a plan that believes in them tries them, and learns what they cost.
 CURVE_PRIOR = VerificationFit(fixed_s=0.03, per_token_s=0.0005)
@@ -85,7 +87,7 @@ class _Link:
     prior: AcceptancePrior = field(default_factory=AcceptancePrior)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Device:
     """One session's device: what is known of it, and what it was told."""
 
@@ -95,7 +97,11 @@ class _Device:
     planned: Grant | None = None
     idle_verdicts: int = sys.maxsize  # since the last draft; a new session is probed at once
     probe_after: int = FIRST_PROBE
-    good_probes: int = 0  # in a row
+    num_good: int = 0  # tokens of probes accepted in a row
+
+    @property
+    def probe_length(self) -> int:
+        return min(PROBE_LENGTH + self.num_good, self.max_length)
 
 
 class Controller:
@@ -120,9 +126,11 @@ class Controller:
         self._fit = CURVE_PRIOR  # as of the last plan
         self._num_passes = 0
         self._pass_s: Floats | None = None
-        self._joined = False  # somebody came or went since the last plan
+        self._left: dict[Hashable, tuple[_Device, float]] = {}  # by link, and since when
+        self._num_planned = 0  # devices in the last plan
         self._planned_at = -np.inf
-        self._solve_s = 0.0  # that the last plan took, or the one in the making so far
+        self._saved_s = SAVED_S  # of planning, as of _saved_at
+        self._saved_at = clock()
         self._planning: Iterator[None] | None = None
 
     # --- observe -------------------------------------------------------------------------------
@@ -133,18 +141,22 @@ class Controller:
         self._links[link] = _Link(efficiency)
 
     def join(self, key: SessionKey, max_length: int) -> None:
+        """A session; the next text of a device goes on with what the last one was granted."""
         link = self._links.setdefault(key.link, _Link())
-        self._devices[key] = _Device(max_length, link, AcceptanceEstimate(link.prior))
-        self._joined = True
+        acceptance = AcceptanceEstimate(link.prior)
+        device, _ = self._left.pop(key.link, (_Device(max_length, link, acceptance), 0.0))
+        device.max_length, device.acceptance = max_length, acceptance
+        self._devices[key] = device
 
     def leave(self, key: SessionKey) -> None:
         device = self._devices.pop(key)
-        if device.acceptance.num_tokens and key.link in self._links:
-            self._links[key.link].prior = AcceptancePrior(device.acceptance.alpha)
-        self._joined = True
+        if device.acceptance.num_tokens:
+            device.link.prior = AcceptancePrior(device.acceptance.alpha)
+        self._left[key.link] = device, self._clock()
 
     def drop(self, link: Hashable) -> None:
         self._links.pop(link, None)
+        self._left.pop(link, None)
 
     def drafted(
         self, key: SessionKey, num_tokens: int, drafting_s: float, turnaround_s: float | None
@@ -158,22 +170,28 @@ class Controller:
         upload_s = self._bits(num_tokens) / rate if rate else 0.0
         device.link.estimate.observe_round_trip(max(turnaround_s - drafting_s - upload_s, 0.0), now)
 
-    def judged(self, key: SessionKey, num_draft: int, num_accepted: int) -> None:
+    def answered(self, key: SessionKey) -> None:
+        """A verdict was given, on a draft or without one."""
+        self._devices[key].idle_verdicts += 1
+
+    def compared(self, key: SessionKey, num_tokens: int, num_same: int) -> None:
+        """The text has reached drafted tokens: the first ``num_same`` of them are what it says.
+
+        In mode window that is also known of those that came too late to be judged.
+        """
         device = self._devices[key]
-        if num_draft == 0:
-            device.idle_verdicts += 1
-            return
-        device.acceptance.observe(num_draft, num_accepted)
-        if device.planned is not None and device.planned.draft_length == 0:  # it was a probe
-            accepted = num_accepted == num_draft
-            device.good_probes = device.good_probes + 1 if accepted else 0
-            # A good probe is followed by another at once, until the plan should have believed it:
-            # that it still does not draft is then no doubt about the device.
-            if 0 < device.good_probes < PROBE_RUN:
-                device.probe_after = 0
-            else:
-                device.probe_after = min(2 * device.probe_after + FIRST_PROBE, LAST_PROBE)
+        device.acceptance.observe(num_tokens, num_same)
         device.idle_verdicts = 0
+        if device.planned is not None and device.planned.draft_length > 0:
+            device.num_good = 0
+            return
+        # It was a probe. A good one is followed by a longer one at once, until the plan should have
+        # believed it: that it still does not draft is then no doubt about the device.
+        device.num_good = device.num_good + num_same if num_same == num_tokens else 0
+        if 0 < device.num_good < PROBE_RUN:
+            device.probe_after = 0
+        else:
+            device.probe_after = min(2 * device.probe_after + FIRST_PROBE, LAST_PROBE)
 
     def passed(self, num_rows: int, num_sequences: int, seconds: float) -> None:
         self._num_passes += 1
@@ -194,11 +212,11 @@ class Controller:
             return Grant(device.max_length, 0)
         self._replan()
         if device.planned is None:  # the plan that knows of it is still to come
-            return Grant(min(PROBE_LENGTH, device.max_length), self._rate(0.0, device))
+            return Grant(device.probe_length, self._rate(0.0, device))
         length = min(device.planned.draft_length, device.max_length)
         rate = device.planned.upload_bits_per_s
         if length == 0 and self._is_probe_due(device):
-            return Grant(min(PROBE_LENGTH, device.max_length), rate)
+            return Grant(device.probe_length, rate)
         return Grant(length, rate)
 
     def _is_probe_due(self, device: _Device) -> bool:
@@ -207,9 +225,9 @@ class Controller:
             return device.probe_after == 0
         num_devices = len(self._devices)
         estimate = device.link.estimate
-        probe_s = PROBE_LENGTH * estimate.draft_s_per_token + estimate.round_trip_s
+        probe_s = device.probe_length * estimate.draft_s_per_token + estimate.round_trip_s
         if self.settings.budget is not None:
-            probe_s += self._bits(PROBE_LENGTH) / self._rate(0.0, device)
+            probe_s += self._bits(device.probe_length) / self._rate(0.0, device)
         pass_s = float(self._fit.seconds(num_devices, num_devices))
         return device.idle_verdicts >= num_devices * probe_s / (PROBE_SHARE * pass_s)
 
@@ -218,31 +236,45 @@ class Controller:
     def _replan(self) -> None:
         """Go on planning, for a slice of time, if a plan is due or in the making."""
         now = self._clock()
+        self._saved_s = min(self._saved_s + SOLVE_SHARE * (now - self._saved_at), SAVED_S)
+        self._saved_at = now
         if self._planning is None:
-            wait_s = max(0.0 if self._joined else REPLAN_S, self._solve_s / SOLVE_SHARE)
-            if now - self._planned_at < wait_s:
+            if not self._is_plan_due(now):
                 return
-            self._planned_at, self._solve_s = now, 0.0
+            self._planned_at = now
             self._planning = self._plan()
         for _ in self._planning:
             if self._clock() - now > SLICE_S:
                 break
         else:
             self._planning = None
-        self._solve_s += self._clock() - now
+        self._saved_s -= self._clock() - now
+
+    def _is_plan_due(self, now: float) -> bool:
+        if self._has_changed():
+            return self._saved_s > 0
+        return now - self._planned_at >= REPLAN_S and self._saved_s > 0.5 * SAVED_S
+
+    def _has_changed(self) -> bool:
+        """Whether somebody came or went since the last plan."""
+        for link, (_, since) in list(self._left.items()):
+            if self._clock() - since > SEAT_S:
+                del self._left[link]
+        return self._num_planned != len(self._devices) + len(self._left)
 
     def _plan(self) -> Iterator[None]:
         """Look at the cell, and adopt what is better; the caller may pause it at each yield."""
-        devices, joined, policy = list(self._devices.values()), self._joined, self.settings.policy
+        is_new, policy = self._has_changed(), self.settings.policy
         assert policy is not None
-        self._joined = False
+        devices = [*self._devices.values(), *(device for device, _ in self._left.values())]
+        self._num_planned = len(devices)
         view = self._view(devices)
         yield
         for found in allotments(view, self._mode, policy):
             plan = found
             yield
-        present = 0.0 if joined else present_goodput(view, self._mode, policy)
-        if joined or plan.goodput_tokens_per_s > (1 + HYSTERESIS) * present:
+        present = 0.0 if is_new else present_goodput(view, self._mode, policy)
+        if is_new or plan.goodput_tokens_per_s > (1 + HYSTERESIS) * present:
             self._adopt(devices, plan)
 
     def _adopt(self, devices: list[_Device], plan: Allotment) -> None:

@@ -73,7 +73,11 @@ class ServerCore:
         self.vocabulary = info.vocabulary()
         self.id_bits = frames.id_bits(self.vocabulary.size)
         self.controller = Controller(
-            limits.control, self.id_bits, limits.max_draft_length, clock, limits.batch.mode
+            limits.control,
+            self.id_bits + frames.LEVEL_BITS,
+            limits.max_draft_length,
+            clock,
+            limits.batch.mode,
         )
         for timed in info.passes:
             self.controller.passed(timed.num_rows, timed.num_sequences, timed.seconds)
@@ -213,9 +217,14 @@ class ServerCore:
         turnaround_s = None if session.turn_since is None else now - session.turn_since
         self.controller.drafted(session.key, len(ids), message.drafting * 1e-4, turnaround_s)
         session.turn_since = None
+        self._learn(session)
         if not session.is_window:
             session.waiting_since = now
         return []
+
+    def _learn(self, session: Session) -> None:
+        for compared in session.take_compared():
+            self.controller.compared(session.key, compared.num_tokens, compared.num_same)
 
     def _proposals(
         self, session: Session, ids: TokenIds, message: Draft
@@ -356,7 +365,9 @@ class ServerCore:
                 out.append(self._error(session.key.link, session.key.session, failure))
                 self._end(session)
                 continue
-            self.controller.judged(session.key, work.num_draft, outcome.num_accepted)
+            self.controller.answered(session.key)
+            session.learn(outcome, work.num_draft)
+            self._learn(session)
             allowed = self.controller.grant(session.key)
             verdict = session.commit(outcome, work.num_draft, allowed, now)
             self._count(work.num_draft, verdict)

@@ -33,6 +33,13 @@ class Drafted(NamedTuple):
     proposals: list[tuple[bytes, bytes]]
 
 
+class Compared(NamedTuple):
+    """Of so many drafted tokens the first ``num_same`` are what the text says."""
+
+    num_tokens: int
+    num_same: int
+
+
 class Session:
     """State of a session.
 
@@ -74,6 +81,7 @@ class Session:
         self.num_crashes = 0
         self.epoch = 0
         self._is_void = False  # nothing more of this epoch can be of use
+        self._compared: list[Compared] = []
         self._learned = 0  # up to here drafted tokens were compared with the text
         self._has_draft = False  # the one that is due, where one is
         self._early: dict[int, Drafted] = {}  # by start: drafts that came before their turn
@@ -224,7 +232,7 @@ class Session:
         late = same[begin : max(self.length - draft.start, 0)]
         if len(late):
             num_same = len(late) if late.all() else int(late.argmin())
-            self.calibration.observe(draft.levels[begin : begin + len(late)], num_same)
+            self._compare(draft.levels[begin : begin + len(late)], num_same)
             self._learned = draft.start + begin + len(late)
 
     def _digest_before(self, position: int) -> bytes:
@@ -243,6 +251,23 @@ class Session:
 
     # --- verdicts ------------------------------------------------------------------------------
 
+    def learn(self, outcome: Outcome, num_draft: int) -> None:
+        """What the judgement, which is yet to be committed, says of the drafter."""
+        at = self.length + outcome.num_accepted
+        is_same = at < self.end and int(self._text[at]) == outcome.token
+        levels = self._levels[self.length : min(self.length + num_draft + 1, self.end)]
+        self._compare(levels, outcome.num_accepted + is_same)
+
+    def _compare(self, levels: Levels, num_same: int) -> None:
+        if len(levels):
+            self.calibration.observe(levels, num_same)
+            self._compared.append(Compared(len(levels), num_same))
+
+    def take_compared(self) -> list[Compared]:
+        """What was learned of drafted tokens since the last call."""
+        taken, self._compared = self._compared, []
+        return taken
+
     def commit(self, outcome: Outcome, num_draft: int, allowed: Grant, now: float) -> Verdict:
         """Apply the judgement of ``num_draft`` tokens: extend the text; the verdict that says so.
 
@@ -254,9 +279,8 @@ class Session:
         num_committed, finish = self._cut(judged)
         is_known = at < self.end
         contradicts = is_known and self._text[at] != outcome.token
-        compared = self._levels[start : min(start + num_draft + 1, self.end)]
-        self.calibration.observe(compared, outcome.num_accepted + (is_known and not contradicts))
-        self._learned = at + is_known
+        if self.end > start:
+            self._learned = at + is_known
         self._text[at] = outcome.token
         self.length += num_committed
         self._digest.update(self._text[start : self.length])
