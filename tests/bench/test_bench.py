@@ -182,7 +182,7 @@ def check(row: dict) -> None:
     assert (row["uplink_bytes_per_token"] or 0) > 0
     if row["mode"] == "server-only":
         assert row["goodput_ratio"] == 1.0 and row["mean_acceptance_length"] <= 1.0
-    elif row["mode"] != "window":  # which does not wait for drafts
+    elif row["mode"] == "fixed":  # a policy may leave devices alone, window does not wait
         assert row["mean_acceptance_length"] > 1.0
 
 

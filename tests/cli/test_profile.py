@@ -99,7 +99,7 @@ def test_a_real_target_with_prompt_lookup(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     problem = load_cell(out).problem
     assert problem.acceptance[0] > 0.5  # a text that repeats itself
-    assert problem.bits_per_token[0] == 16
+    assert problem.bits_per_token[0] == 16 + 3  # an id and a level
     assert problem.draft_s_per_token[0] < 0.01
     assert problem.verify_fixed_s + problem.verify_per_token_s > 0
     assert solve(problem).goodput_tokens_per_s > 0
