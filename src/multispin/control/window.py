@@ -27,8 +27,9 @@ choice per device (Dinkelbach 1967):
 Where drafts hold, a position is worth sending as long as S_kj >= theta t + lambda Q_k/r_k. lambda
 clears the band, by bisection, since bits fall as it rises; theta likewise is the least at which it
 is not below the goodput and no device is harmed: the dearer the server, the shorter its passes.
-Approximate: drafts arrive evenly, passes are equal, R_k and r_k are those of the share that a
-first solution, with equal shares, gives.
+Where no theta is harmless, what does harm is cut down in proportion. Approximate: drafts arrive
+evenly, passes are equal, R_k and r_k are those of the shares in the solution for the theta before,
+at first of equal ones.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ from multispin.control.stop_and_wait import DO_NO_HARM
 from multispin.errors import BadInput
 
 _BISECTIONS = 12  # of theta
-_SHARINGS = 2  # of the band, the first taken for equal
+_SPARE = 1.02  # of the band, that a plan may ask for: it was made with the shares before
+_CUTS = 6  # of windows that do harm
 _LEAST_GAIN = 0.01  # tokens a pass, for which a device is bothered at all
 _FILLS = 4  # windows that are raised where the price of bandwidth jumps
 
@@ -57,6 +59,7 @@ class WindowPlan:
     goodput_tokens_per_s: float
     device_tokens_per_s: Floats  # [K] g_k
     pass_s: float
+    fits: bool  # into the band, but for rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +180,13 @@ class WindowCell:
         rates = (1.0 + table.accepted[at]) / pass_s
         needs = table.hertz_s[at]
         spread = problem.bandwidth_hz / max(float(needs.sum()), 1e-290)
-        return WindowPlan(lengths, needs * spread, float(rates.sum()), rates, pass_s)
+        fits = spread >= 1.0 / (_SPARE * pass_s)
+        return WindowPlan(lengths, needs * spread, float(rates.sum()), rates, pass_s, bool(fits))
+
+    def settled(self, plan: WindowPlan) -> WindowPlan:
+        """The same windows in the bandwidths and the pass that they lead to."""
+        self.share_out(plan.bandwidths_hz)
+        return self.plan(self.table(plan.pass_s), plan.lengths)
 
 
 def solve_window(
@@ -204,33 +213,38 @@ def window_plans(
 ) -> Iterator[WindowPlan]:
     """The best plan so far, again and again: a server may do something else in between."""
     cell = WindowCell(problem, survival, round_trip_s)
-    for _ in range(_SHARINGS):
-        for plan in _priced(cell, least_share / problem.base_round_s):
-            yield plan
-        if (plan.lengths == 0).all():
-            return
-        cell.share_out(plan.bandwidths_hz)
-
-
-def _priced(cell: WindowCell, least: float) -> Iterator[WindowPlan]:
-    """The best plan so far, by bisection of theta, uploads as fast as the cell takes them to be."""
-    problem, base_s = cell.problem, cell.problem.base_round_s
+    base_s = problem.base_round_s
+    least = least_share / base_s
     low = problem.num_devices / base_s  # the goodput of the server alone
     best = cell.plan(cell.table(base_s), np.zeros(problem.num_devices, dtype=np.int64))
     high = max(1.0 / max(problem.verify_per_token_s, 1e-290), low)  # no token is worth its row
-    pass_s = base_s
-    for _ in range(_BISECTIONS if problem.verify_per_token_s > 0 else 1):
+    pass_s, harmful = base_s, best
+    for _ in range(_BISECTIONS):
         theta = float(np.sqrt(low * high))
-        plan = cell.at_price(theta, pass_s, least)
+        plan = cell.settled(cell.at_price(theta, pass_s, least))
         pass_s = 0.5 * (pass_s + plan.pass_s)
         is_harmless = plan.device_tokens_per_s.min() >= least * (1 - 1e-9)
-        if is_harmless and plan.goodput_tokens_per_s > best.goodput_tokens_per_s:
+        if is_harmless and plan.fits and plan.goodput_tokens_per_s > best.goodput_tokens_per_s:
             best = plan
         if is_harmless and plan.goodput_tokens_per_s <= theta:
             high = theta
         else:
             low = theta
+        harmful = harmful if is_harmless else plan
         yield best
+    # Where survival hardly falls every theta asks for the longest windows or for none. Shorter ones
+    # may need a little more than the band: frames then wait for each other, and are fewer.
+    least_cut, most_cut = 0.0, 1.0
+    for _ in range(_CUTS if harmful.lengths.any() else 0):
+        cut = 0.5 * (least_cut + most_cut)
+        plan = cell.settled(cell.plan(cell.table(base_s), (cut * harmful.lengths).astype(np.int64)))
+        if plan.device_tokens_per_s.min() < least * (1 - 1e-9):
+            most_cut = cut
+            continue
+        least_cut = cut
+        if plan.goodput_tokens_per_s > best.goodput_tokens_per_s:
+            best = plan
+    yield best
 
 
 def evaluate_window(
