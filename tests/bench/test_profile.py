@@ -27,7 +27,7 @@ from multispin.bench.verification import (
 )
 from multispin.cell import parse_cell
 from multispin.control import solve
-from multispin.core.drafter import NOTHING, Drafted, ModelDrafter
+from multispin.core.drafter import NOTHING, Drafted, ModelDrafter, Sampler
 from multispin.core.engine import Engine
 from multispin.errors import BadInput
 from multispin.lm.ngram import NgramModel
@@ -61,10 +61,8 @@ class Oracle:
         self._text = text
         self._wrong = wrong
 
-    def draft(
-        self, seq: int, tokens: TokenIds, num_prompt: int, length: int, *_: object
-    ) -> Drafted:
-        begin = len(tokens) - num_prompt
+    def draft(self, seq: int, tokens: TokenIds, length: int, sampler: Sampler) -> Drafted:
+        begin = len(tokens) - sampler.num_prompt
         ids = np.array(self._text[begin : begin + length], np.int32)
         if self._wrong:
             is_wrong = (np.arange(begin, begin + len(ids)) + 1) % self._wrong == 0
@@ -85,7 +83,7 @@ def greedy_text(prompt: TokenIds, num_tokens: int) -> list[int]:
     model = NgramModel.from_text(num_sequences=1, context_length=512)
     drafter = ModelDrafter(model)
     return drafter.draft(
-        0, prompt, len(prompt), num_tokens, SamplingParams(), "greedy", 1
+        0, prompt, num_tokens, Sampler(len(prompt), SamplingParams(), "greedy", 1)
     ).ids.tolist()
 
 

@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from multispin.bench.record import DEPTH, PathReader, Prompt, record_texts, write_paths
-from multispin.core.drafter import ModelDrafter
+from multispin.core.drafter import ModelDrafter, Sampler
 from multispin.errors import BadInput
 from multispin.lm.ngram import END_OF_TEXT, NgramModel
 from multispin.lm.record import NO_TOKEN, Record, RecordedText, read_record, write_record
@@ -21,7 +21,7 @@ from tests.recording import MAX_TOKENS, PROMPTS, draft_model, ids, new_engine, s
 def continuation(model: NgramModel, text: TokenIds, length: int) -> tuple[TokenIds, np.ndarray]:
     """By another way: token by token, alone."""
     drafter = ModelDrafter(model)
-    drafted = drafter.draft(0, text, len(text), length, SamplingParams(), "greedy", 0)
+    drafted = drafter.draft(0, text, length, Sampler(len(text), SamplingParams(), "greedy", 0))
     drafter.free(0)
     return drafted.ids, drafted.confidences
 

@@ -188,6 +188,8 @@ def test_serve_refuses_a_taken_port_and_a_public_address(server: str) -> None:
         ["--policy", "luck"],
         ["--uplink-bits-per-s", "1e6"],
         ["--policy", "heterogeneous", "--bandwidth-hz", "0"],
+        ["--policy", "heterogeneous", "--least-share", "1.5"],
+        ["--policy", "fixed", "--least-share", "0.5"],
     ):
         assert run("serve", "--target", "ngram", *arguments).returncode == 2
     assert run("serve", "--target", "no-such").returncode == 2

@@ -5,10 +5,11 @@ import random
 import numpy as np
 
 from multispin.core.batch import BatchLimits
-from multispin.core.caches import MIN_SHARED, Caches, num_common
+from multispin.core.caches import MIN_SHARED, Caches
 from multispin.core.engine import Copy, Engine, emptied
 from multispin.lm.base import Rows
 from multispin.lm.ngram import NgramModel
+from multispin.lm.prefix import num_common
 from multispin.types import Logits
 from tests.core.harness import (
     PROMPT,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from multispin.core.drafter import LookupDrafter, ModelDrafter
+from multispin.core.drafter import LookupDrafter, ModelDrafter, Sampler
 from multispin.lm.base import Rows
 from multispin.lm.ngram import NgramModel
 from multispin.types import AcceptanceRule, Logits, SamplingParams, TokenIds
@@ -33,7 +33,9 @@ def logits_after(tokens: TokenIds) -> Logits:
 @pytest.mark.parametrize(("temperature", "rule"), [(0.0, "greedy"), (0.7, "coupled")])
 def test_confidences_are_the_models_probabilities(temperature: float, rule: AcceptanceRule) -> None:
     drafter = ModelDrafter(NgramModel.from_text(num_sequences=1))
-    drafted = drafter.draft(0, PROMPT, len(PROMPT), 12, SamplingParams(temperature), rule, 5)
+    drafted = drafter.draft(
+        0, PROMPT, 12, Sampler(len(PROMPT), SamplingParams(temperature), rule, 5)
+    )
     text = np.concatenate([PROMPT, drafted.ids])
     for i, (token, sureness) in enumerate(zip(drafted.ids, drafted.confidences, strict=True)):
         logits = logits_after(text[: len(PROMPT) + i]).astype(np.float64)
@@ -46,19 +48,19 @@ def test_confidences_are_the_models_probabilities(temperature: float, rule: Acce
 def test_confidences_stay_finite_at_any_temperature(temperature: float) -> None:
     drafter = ModelDrafter(NgramModel.from_text(num_sequences=1))
     params = SamplingParams(temperature)
-    drafted = drafter.draft(0, PROMPT, len(PROMPT), 4, params, "coupled", 5)
+    drafted = drafter.draft(0, PROMPT, 4, Sampler(len(PROMPT), params, "coupled", 5))
     assert ((drafted.confidences > 0) & (drafted.confidences <= 1)).all()
 
 
 def test_drafting_one_by_one_gives_the_same_and_feeds_each_token_once() -> None:
     at_once = ModelDrafter(NgramModel.from_text(num_sequences=1)).draft(
-        0, PROMPT, len(PROMPT), 16, SamplingParams(), "greedy", 0
+        0, PROMPT, 16, Sampler(len(PROMPT), SamplingParams(), "greedy", 0)
     )
     model = Counting.from_text(num_sequences=1)
     drafter = ModelDrafter(model)
     text = PROMPT
     for _ in range(16):
-        drafted = drafter.draft(0, text, len(PROMPT), 1, SamplingParams(), "greedy", 0)
+        drafted = drafter.draft(0, text, 1, Sampler(len(PROMPT), SamplingParams(), "greedy", 0))
         text = np.concatenate([text, drafted.ids])
     assert text[len(PROMPT) :].tolist() == at_once.ids.tolist()
     assert isinstance(model, Counting)
@@ -70,6 +72,6 @@ def test_every_token_that_is_looked_up_has_a_confidence(
     temperature: float, rule: AcceptanceRule
 ) -> None:
     text = np.array([1, 2, 3, 4, 1, 2], np.int32)
-    drafted = LookupDrafter().draft(0, text, 6, 3, SamplingParams(temperature), rule, 0)
+    drafted = LookupDrafter().draft(0, text, 3, Sampler(6, SamplingParams(temperature), rule, 0))
     assert drafted.ids.tolist() == [3, 4, 1]
     assert drafted.confidences.shape == (3,)

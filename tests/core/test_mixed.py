@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from multispin.core.drafter import Drafted, ModelDrafter
+from multispin.core.drafter import Drafted, ModelDrafter, Sampler
 from multispin.core.mixed import MixedDrafter
 from multispin.lm.ngram import NgramModel
 from multispin.types import AcceptanceRule, SamplingParams, TokenIds
@@ -38,7 +38,7 @@ def propose(
     params: SamplingParams = GREEDY,
     rule: AcceptanceRule = "greedy",
 ) -> Drafted:
-    return drafter.draft(0, tokens, NUM_PROMPT, 1, params, rule, 0)
+    return drafter.draft(0, tokens, 1, Sampler(NUM_PROMPT, params, rule, 0))
 
 
 def periodic_text(repeats: float, num_tokens: int = 1200) -> TokenIds:

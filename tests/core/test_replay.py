@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from multispin.core.drafter import Drafted, ModelDrafter
+from multispin.core.drafter import Drafted, ModelDrafter, Sampler
 from multispin.core.engine import Batch, Engine, Outcome, Work
 from multispin.core.replay import ReplayDrafter, follow
 from multispin.errors import BadInput
@@ -16,7 +16,7 @@ from tests.recording import draft_model, ids, new_engine, small_record
 
 
 def propose(drafter: ReplayDrafter | ModelDrafter, tokens: TokenIds, num_prompt: int) -> Drafted:
-    return drafter.draft(0, tokens, num_prompt, 8, SamplingParams(), "greedy", 0)
+    return drafter.draft(0, tokens, 8, Sampler(num_prompt, SamplingParams(), "greedy", 0))
 
 
 # --- the drafter --------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ def test_what_a_record_cannot_know_is_refused() -> None:
     with pytest.raises(BadInput, match="prompt = 3 tokens: is not in the record"):
         propose(replay, np.array([1, 2, 3], np.int32), 3)
     with pytest.raises(BadInput, match=r"temperature = 0\.5"):
-        replay.draft(0, np.array([1], np.int32), 1, 4, SamplingParams(0.5), "coupled", 0)
+        replay.draft(0, np.array([1], np.int32), 4, Sampler(1, SamplingParams(0.5), "coupled", 0))
 
 
 # --- the engine ---------------------------------------------------------------------------------
@@ -120,7 +120,9 @@ def written(engine: Engine, prompt: list[int], draft_length: int, num_tokens: in
     while len(text) < len(prompt) + num_tokens:
         length = min(draft_length, len(prompt) + num_tokens - len(text) - 1)
         tokens = np.array(text, np.int32)
-        drafted = drafter.draft(0, tokens, len(prompt), length, SamplingParams(), "greedy", 0).ids
+        drafted = drafter.draft(
+            0, tokens, length, Sampler(len(prompt), SamplingParams(), "greedy", 0)
+        ).ids
         one = work([*text, *drafted.tolist()], start, len(drafted), len(prompt))
         result = engine.step(Batch([one]))
         [outcome] = result.outcomes

@@ -21,10 +21,12 @@ from multispin.bench.measures import Measured, Spent, TextLog, measure
 from multispin.bench.profile import load_draft_model
 from multispin.bench.verification import fill
 from multispin.core.cost import CostEngine, Costs, RecordEngine, parse_costs
+from multispin.core.drafter import Sampler
 from multispin.core.engine import Batch, Engine, Outcome, Work, emptied
 from multispin.core.replay import ReplayDrafter
 from multispin.errors import BadInput
 from multispin.lm.base import LanguageModel, Rows
+from multispin.lm.prefix import num_common
 from multispin.lm.record import Record, RecordedText, read_record
 from multispin.net.drafting import DrafterOptions
 from multispin.net.loading import TargetOptions, load_target
@@ -221,9 +223,7 @@ class ModelBatch:
     def _catch_up(self, seq: int, written: TokenIds) -> int:
         """Forget what was rejected, read a new prompt; how many tokens are cached then."""
         cached = self._cached[seq]
-        overlap = min(len(cached), len(written) - 1)
-        differs = np.flatnonzero(cached[:overlap] != written[:overlap])
-        common = int(differs[0]) if len(differs) else overlap
+        common = num_common(cached, written[:-1])
         if common < len(cached):
             self._model.truncate(seq, common)
         while len(written) - common > MAX_ROWS // self._model.num_sequences + 1:
@@ -291,11 +291,8 @@ class CostDrafter:
             self._replay.draft(
                 text.seq,
                 text.ids[: text.length],
-                text.num_prompt,
                 length,
-                SamplingParams(),
-                "greedy",
-                0,
+                Sampler(text.num_prompt, SamplingParams(), "greedy", 0),
             ).ids
             for text, length in zip(texts, lengths, strict=True)
         ]

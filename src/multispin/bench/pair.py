@@ -17,7 +17,7 @@ import numpy as np
 
 from multispin.bench.verification import Tell, fill
 from multispin.core.device import SpeculationStats
-from multispin.core.drafter import Drafter
+from multispin.core.drafter import Drafter, Sampler
 from multispin.core.engine import Batch, Engine, Work, emptied
 from multispin.errors import BadInput
 from multispin.types import AcceptanceRule, SamplingParams, TokenIds
@@ -111,17 +111,10 @@ def _walk(
     if len(prompt) == 1:
         engine.step(Batch([], [emptied(0)]))
     drafter.free(0)
+    sampler = Sampler(len(prompt), sampling.params, sampling.rule, sampling.seed)
     while length - len(prompt) < sampling.max_tokens:
         began = clock()
-        drafted = drafter.draft(
-            0,
-            text[:length],
-            len(prompt),
-            sampling.draft_length,
-            sampling.params,
-            sampling.rule,
-            sampling.seed,
-        )
+        drafted = drafter.draft(0, text[:length], sampling.draft_length, sampler)
         seconds = clock() - began
         # the first draft of a text reads the whole prompt
         if len(drafted.ids) and length > len(prompt):

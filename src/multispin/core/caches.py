@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from multispin.core.engine import Copy, emptied
+from multispin.lm.prefix import num_common
 from multispin.types import TokenIds
 
 MIN_SHARED = 16  # tokens; a shorter common prefix is computed as fast as it is copied
@@ -119,11 +120,3 @@ class Caches:
 
 def _head(tokens: TokenIds) -> bytes:
     return tokens[:MIN_SHARED].tobytes()
-
-
-def num_common(one: TokenIds, other: TokenIds) -> int:
-    """Length of the longest common beginning."""
-    num = min(len(one), len(other))
-    differs = one[:num] != other[:num]
-    at = int(differs.argmax()) if num else 0
-    return at if num and differs[at] else num

@@ -9,7 +9,7 @@ import numpy as np
 
 from multispin.acceptance import Proposal
 from multispin.core.confidence import Calibration, level_of
-from multispin.core.drafter import Drafted, Drafter
+from multispin.core.drafter import Drafted, Drafter, Sampler
 from multispin.core.text import TextStream
 from multispin.errors import PeerError
 from multispin.types import FinishReason, TokenIds
@@ -155,6 +155,7 @@ class DeviceSession:
         self._seq = seq
         prompt = frames.unpack_ids(opened.prompt_ids, self._id_bits, welcome.vocabulary_size)
         self.num_prompt = len(prompt)
+        self._sampler = Sampler(len(prompt), request.params, request.rule, request.seed)
         room = min(len(prompt) + request.max_tokens, max(welcome.context_length, len(prompt)))
         self._tokens = np.empty(room + request.draft_length + 1, np.int32)
         self._tokens[: len(prompt)] = prompt
@@ -206,17 +207,8 @@ class DeviceSession:
     def draft(self, job: Job) -> Drafted:
         """Compute: the only step that takes time."""
         assert self._drafter is not None
-        request = self.request
         self._drafter.learn(self._seq, job.tokens[: job.num_committed])
-        return self._drafter.draft(
-            self._seq,
-            job.tokens,
-            self.num_prompt,
-            1,
-            request.params,
-            request.rule,
-            request.seed,
-        )
+        return self._drafter.draft(self._seq, job.tokens, 1, self._sampler)
 
     def add(self, job: Job, drafted: Drafted, drafting_s: float) -> None:
         """Append what was drafted, unless a verdict has made it stale."""

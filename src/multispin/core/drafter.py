@@ -10,6 +10,7 @@ import numpy.typing as npt
 from multispin.acceptance import Context, Proposal, certain, choose, propose
 from multispin.lm.base import LanguageModel, Rows, Vocabulary
 from multispin.lm.lookup import Match, lookup
+from multispin.lm.prefix import num_common
 from multispin.types import AcceptanceRule, Logits, SamplingParams, TokenIds
 
 PROPOSAL_TOP_N = 64  # tokens of a draft distribution that the rule 'rejection' sends at most
@@ -20,6 +21,20 @@ class Drafted(NamedTuple):
     proposals: list[Proposal]  # one for each id under the rule 'rejection', else empty
     confidences: npt.NDArray[np.float32]  # [ids]: the drafter's probability of each
     is_lookup: bool = False  # in a model's place: no time was spent on a model
+
+
+class Sampler(NamedTuple):
+    """How the tokens of a text are drawn that follow its prompt."""
+
+    num_prompt: int
+    params: SamplingParams
+    rule: AcceptanceRule
+    seed: int
+
+    @property
+    def sends_proposals(self) -> bool:
+        """Whether the server must know what a token was drawn from."""
+        return self.rule == "rejection" and self.params.temperature > 0
 
 
 NOTHING = Drafted(np.empty(0, np.int32), [], np.empty(0, np.float32))
@@ -33,16 +48,7 @@ class Drafter(Protocol):
     num_sequences: int
     is_light: bool  # drafts in microseconds: not worth a thread
 
-    def draft(
-        self,
-        seq: int,
-        tokens: TokenIds,
-        num_prompt: int,
-        length: int,
-        params: SamplingParams,
-        rule: AcceptanceRule,
-        seed: int,
-    ) -> Drafted:
+    def draft(self, seq: int, tokens: TokenIds, length: int, sampler: Sampler) -> Drafted:
         """Up to ``length`` tokens to follow ``tokens``: the prompt, what is committed, and what
         was drafted after that and is not verified yet."""
         ...
@@ -72,16 +78,7 @@ class ModelDrafter:
         self._max_rows = max_rows
         self._cached: list[TokenIds] = [np.empty(0, np.int32)] * model.num_sequences
 
-    def draft(
-        self,
-        seq: int,
-        tokens: TokenIds,
-        num_prompt: int,
-        length: int,
-        params: SamplingParams,
-        rule: AcceptanceRule,
-        seed: int,
-    ) -> Drafted:
+    def draft(self, seq: int, tokens: TokenIds, length: int, sampler: Sampler) -> Drafted:
         length = min(length, self._model.context_length - len(tokens))
         if length <= 0:
             return NOTHING
@@ -90,10 +87,11 @@ class ModelDrafter:
         end = len(tokens)
         proposals: list[Proposal] = []
         confidences: list[float] = []
+        num_prompt, params, rule, seed = sampler
         logits = self._feed(seq, tokens)
         while True:
             context = Context(text[:end], num_prompt)
-            if rule == "rejection" and params.temperature > 0:
+            if sampler.sends_proposals:
                 token, proposal = propose(logits, params, seed, context, PROPOSAL_TOP_N)
                 proposals.append(proposal)
             else:
@@ -119,9 +117,7 @@ class ModelDrafter:
     def _feed(self, seq: int, tokens: TokenIds) -> Logits:
         """Bring the cache to ``tokens``; the logits after the last of them."""
         cached = self._cached[seq]
-        overlap = min(len(cached), len(tokens) - 1)
-        differs = np.flatnonzero(cached[:overlap] != tokens[:overlap])
-        common = int(differs[0]) if len(differs) else overlap
+        common = num_common(cached, tokens[:-1])
         if common < len(cached):
             self._model.truncate(seq, common)
         for start in range(common, len(tokens), self._max_rows):
@@ -158,18 +154,9 @@ class LookupDrafter:
     num_sequences = 1 << 16
     is_light = True
 
-    def draft(
-        self,
-        seq: int,
-        tokens: TokenIds,
-        num_prompt: int,
-        length: int,
-        params: SamplingParams,
-        rule: AcceptanceRule,
-        seed: int,
-    ) -> Drafted:
+    def draft(self, seq: int, tokens: TokenIds, length: int, sampler: Sampler) -> Drafted:
         match = lookup(tokens, length)
-        return looked_up(match, lookup_confidences(match), params, rule)
+        return looked_up(match, lookup_confidences(match), sampler)
 
     def learn(self, seq: int, committed: TokenIds) -> None:
         pass
@@ -188,12 +175,7 @@ def lookup_confidences(match: Match) -> npt.NDArray[np.float32]:
     return np.asarray(lengths / (lengths + 2.0), np.float32)
 
 
-def looked_up(
-    match: Match,
-    confidences: npt.NDArray[np.float32],
-    params: SamplingParams,
-    rule: AcceptanceRule,
-) -> Drafted:
-    if rule != "rejection" or params.temperature == 0:
-        return Drafted(match.ids, [], confidences)
-    return Drafted(match.ids, [certain(token) for token in match.ids.tolist()], confidences)
+def looked_up(match: Match, confidences: npt.NDArray[np.float32], sampler: Sampler) -> Drafted:
+    is_needed = sampler.sends_proposals
+    proposals = [certain(token) for token in match.ids.tolist()] if is_needed else []
+    return Drafted(match.ids, proposals, confidences)

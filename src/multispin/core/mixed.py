@@ -17,9 +17,10 @@ from typing import NamedTuple
 import numpy as np
 
 from multispin.core.confidence import Calibration, level_of
-from multispin.core.drafter import Drafted, Drafter, looked_up, lookup_confidences
+from multispin.core.drafter import Drafted, Drafter, Sampler, looked_up, lookup_confidences
 from multispin.lm.lookup import lookup
-from multispin.types import AcceptanceRule, SamplingParams, TokenIds
+from multispin.lm.prefix import num_common
+from multispin.types import TokenIds
 
 MODEL_CLAIM = 0.95  # so often a model is right where something can be looked up, until it is known
 
@@ -54,29 +55,20 @@ class MixedDrafter:
         self._model_worth = Calibration(MODEL_CLAIM)
         self._texts: dict[int, _Text] = {}
 
-    def draft(
-        self,
-        seq: int,
-        tokens: TokenIds,
-        num_prompt: int,
-        length: int,
-        params: SamplingParams,
-        rule: AcceptanceRule,
-        seed: int,
-    ) -> Drafted:
+    def draft(self, seq: int, tokens: TokenIds, length: int, sampler: Sampler) -> Drafted:
         match = lookup(tokens, min(length, 1))
         if not len(match.ids):
-            drafted = self._model.draft(seq, tokens, num_prompt, length, params, rule, seed)
+            drafted = self._model.draft(seq, tokens, length, sampler)
             self._remember(seq, tokens, drafted, None)
             return drafted
         level = int(level_of(lookup_confidences(match))[0])
         worth = self._lookup_worth.acceptance[level]
         if worth >= self._model_worth.acceptance[level]:
-            drafted = looked_up(match, np.array([worth], np.float32), params, rule)
+            drafted = looked_up(match, np.array([worth], np.float32), sampler)
             drafted = drafted._replace(is_lookup=True)
             by_model = None
         else:
-            drafted = self._model.draft(seq, tokens, num_prompt, length, params, rule, seed)
+            drafted = self._model.draft(seq, tokens, length, sampler)
             by_model = int(drafted.ids[0]) if len(drafted.ids) else None
         guess = _Guess(len(tokens), level, int(match.ids[0]), by_model)
         self._remember(seq, tokens, drafted, guess)
@@ -90,10 +82,9 @@ class MixedDrafter:
     def learn(self, seq: int, committed: TokenIds) -> None:
         """Judge what was proposed after tokens that are committed; drop what stood on others."""
         text = self._texts.get(seq, _NEW)
-        known = min(len(text.tokens), len(committed))
-        differs = np.flatnonzero(text.tokens[:known] != committed[:known])
-        is_dropped = len(differs) > 0
-        end = int(differs[0]) + 1 if is_dropped else len(committed)
+        num_same = num_common(text.tokens, committed)
+        is_dropped = num_same < min(len(text.tokens), len(committed))
+        end = num_same + 1 if is_dropped else len(committed)
         for guess in text.guesses:
             if guess.position < end:
                 self._judge(guess, int(committed[guess.position]))

@@ -11,11 +11,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from multispin.core.drafter import NOTHING, Drafted
+from multispin.core.drafter import NOTHING, Drafted, Sampler
 from multispin.errors import BadInput
 from multispin.lm.base import Vocabulary
+from multispin.lm.prefix import num_common
 from multispin.lm.record import NO_TOKEN, Record, RecordedText
-from multispin.types import AcceptanceRule, SamplingParams, TokenIds
+from multispin.types import SamplingParams, TokenIds
 
 
 class Paths:
@@ -77,32 +78,25 @@ class ReplayDrafter:
         self.vocabulary: Vocabulary | None = record.vocabulary()
         self._texts = {text.prompt_ids: _arrays(text, record.depth) for text in record.texts}
 
-    def draft(
-        self,
-        seq: int,
-        tokens: TokenIds,
-        num_prompt: int,
-        length: int,
-        params: SamplingParams,
-        rule: AcceptanceRule,
-        seed: int,
-    ) -> Drafted:
-        if params.temperature > 0:
-            raise BadInput("temperature", params.temperature, "a record is replayed at 0 only")
-        text = self._texts.get(tokens[:num_prompt].astype("<i4").tobytes())
+    def draft(self, seq: int, tokens: TokenIds, length: int, sampler: Sampler) -> Drafted:
+        if sampler.params.temperature > 0:
+            raise BadInput(
+                "temperature", sampler.params.temperature, "a record is replayed at 0 only"
+            )
+        text = self._texts.get(tokens[: sampler.num_prompt].astype("<i4").tobytes())
         if text is None:
             raise BadInput(
                 "prompt",
-                f"{num_prompt} tokens",
+                f"{sampler.num_prompt} tokens",
                 "is not in the record: take one of its prompts, or record this one",
             )
-        written = tokens[num_prompt:]
-        stands = _num_equal(written, text.path)
+        written = tokens[sampler.num_prompt :]
+        stands = num_common(written, text.path)
         if stands == len(text.path):
             return NOTHING
         ahead = len(written) - stands
         ids = text.drafts[stands, ahead : ahead + max(length, 0)]
-        num_drafted = _num_equal(ids != NO_TOKEN, np.ones(len(ids), np.bool_))
+        num_drafted = num_common(ids != NO_TOKEN, np.ones(len(ids), np.bool_))
         return Drafted(ids[:num_drafted], [], text.confidences[stands, ahead : ahead + num_drafted])
 
     def learn(self, seq: int, committed: TokenIds) -> None:
@@ -118,10 +112,3 @@ def _arrays(text: RecordedText, depth: int) -> _Text:
         np.frombuffer(text.drafts, np.dtype("<i4")).reshape(-1, depth),
         np.frombuffer(text.confidences, np.dtype("<f2")).astype(np.float32).reshape(-1, depth),
     )
-
-
-def _num_equal(ones: npt.NDArray[np.generic], others: npt.NDArray[np.generic]) -> int:
-    """How many leading elements agree."""
-    length = min(len(ones), len(others))
-    differs = (ones[:length] != others[:length]).nonzero()[0]
-    return int(differs[0]) if len(differs) else length

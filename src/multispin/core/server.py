@@ -14,12 +14,13 @@ from typing import NamedTuple
 
 from multispin.acceptance import PROPOSAL_TOTAL
 from multispin.core.batch import BatchLimits, form_batch, round_opens_in
-from multispin.core.caches import MIN_SHARED, Caches, Place, num_common
+from multispin.core.caches import MIN_SHARED, Caches, Place
 from multispin.core.confidence import Calibration
 from multispin.core.controller import Controller, ControlSettings, SessionKey
 from multispin.core.engine import Batch, EngineInfo, StepResult, Work
 from multispin.core.session import Session
 from multispin.errors import BadInput, MultispinError, PeerError
+from multispin.lm.prefix import num_common
 from multispin.types import TokenIds
 from multispin.wire import frames
 from multispin.wire.frames import ChatMessage, Close, Draft, Error, Open, Opened, Verdict
@@ -87,7 +88,7 @@ class ServerCore:
         # Their devices may have sent another draft before they knew; oldest first.
         self._ended: dict[SessionKey, None] = {}
         self._caches = Caches(info.num_sequences)
-        self._placed: dict[int | None, Session] = {}  # by sequence
+        self._placed: dict[int, Session] = {}  # by sequence
         self._running: list[Session] = []
         self._works: list[Work] = []
 
@@ -290,8 +291,7 @@ class ServerCore:
                 continue
             place = self._assign(session, sharing)
             if place is None and (idle := self._longest_idle()) is not None:
-                del self._placed[idle.seq]
-                self._caches.release(*idle.evict())
+                self._evict(idle)
                 place = self._assign(session, self._sharing(session))
             if place is None:
                 return
@@ -306,6 +306,11 @@ class ServerCore:
     def _assign(self, session: Session, sharing: list[Session]) -> Place | None:
         cached = {s.seq: s.tokens(0, s.num_cached) for s in sharing if s.seq is not None}
         return self._caches.assign(session.tokens(0, session.length), cached)
+
+    def _evict(self, session: Session) -> None:
+        seq, tokens = session.evict()
+        del self._placed[seq]
+        self._caches.release(seq, tokens)
 
     def _longest_idle(self) -> Session | None:
         """The session that has kept its sequence unused for longest, if for IDLE_S."""
@@ -419,8 +424,7 @@ class ServerCore:
         del self._sessions[session.key]
         self.controller.leave(session.key)
         if session.seq is not None:
-            del self._placed[session.seq]
-            self._caches.release(*session.evict())
+            self._evict(session)
 
     def _error(self, link: Hashable, session: int | None, error: MultispinError) -> Outgoing:
         self.counters.num_errors += 1

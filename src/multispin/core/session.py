@@ -23,8 +23,8 @@ from multispin.types import FinishReason, TokenIds
 from multispin.wire.frames import Draft, Open, PrefixDigest, Verdict
 
 
-class Drafted(NamedTuple):
-    """A draft frame, unpacked."""
+class Unpacked(NamedTuple):
+    """A draft frame."""
 
     start: int
     digest: bytes
@@ -84,7 +84,7 @@ class Session:
         self._compared: list[Compared] = []
         self._learned = 0  # up to here drafted tokens were compared with the text
         self._has_draft = False  # the one that is due, where one is
-        self._early: dict[int, Drafted] = {}  # by start: drafts that came before their turn
+        self._early: dict[int, Unpacked] = {}  # by start: drafts that came before their turn
         self._recorded: tuple[tuple[int, int], Verdict] | None = None  # epoch and start; answer
         self._vocabulary = vocabulary
         room = self.length + max_tokens + request.draft_length + 1
@@ -177,7 +177,7 @@ class Session:
             self.epoch = message.epoch
             self._drop()
             self._is_void = False
-        draft = Drafted(message.start, message.digest, ids, levels, proposals)
+        draft = Unpacked(message.start, message.digest, ids, levels, proposals)
         self._early[message.start] = draft
         self._join()
         self._has_draft = True
@@ -207,7 +207,7 @@ class Session:
             if self._is_void:
                 self._early.clear()
 
-    def _append(self, draft: Drafted) -> None:
+    def _append(self, draft: Unpacked) -> None:
         num_known = min(self.end - draft.start, len(draft.ids))
         same = self._text[draft.start : draft.start + num_known] == draft.ids[:num_known]
         if draft.digest != self._digest_before(draft.start) or not same.all():
@@ -226,7 +226,7 @@ class Session:
         self.end += len(more)
         self.proposals += draft.proposals[num_known:]
 
-    def _learn(self, draft: Drafted, same: npt.NDArray[np.bool_]) -> None:
+    def _learn(self, draft: Unpacked, same: npt.NDArray[np.bool_]) -> None:
         """The server has gone on without these tokens, and knows now what they were worth."""
         begin = max(self._learned - draft.start, 0)
         late = same[begin : max(self.length - draft.start, 0)]
