@@ -260,6 +260,30 @@ def test_drafts_in_the_wrong_order_wait_for_their_turn() -> None:
     assert counts == [0, 0, 6]
 
 
+def test_the_servers_own_token_may_fill_the_gap_before_an_early_draft() -> None:
+    harness = window_server()
+    writer = opened(harness)
+    lost, early = next_draft(writer.session, 1), next_draft(writer.session, 3)
+    assert lost is not None and early is not None
+    harness.draft(early, "x")
+    session = next(iter(harness.core._sessions.values()))
+    assert session.num_drafted == 0
+    [(_, verdict)] = harness.step() or []  # what was drafted in the frame that is lost
+    assert verdict.num_draft == 0
+    assert session.num_drafted == 3
+
+
+def test_a_draft_that_came_while_the_prompt_was_read_is_weighed_first() -> None:
+    harness = window_server()
+    writer = Writer(harness, request(draft_length=8), Sure(), "x")
+    draft = next_draft(writer.session)
+    assert draft is not None
+    harness.draft(draft, "x")
+    [(_, first)] = harness.step() or []
+    [(_, second)] = harness.step() or []
+    assert (first.num_draft, second.num_draft) == (0, 7)
+
+
 @pytest.mark.parametrize(
     ("change", "code"),
     [
