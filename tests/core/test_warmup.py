@@ -17,6 +17,15 @@ def test_passes_are_timed_and_leave_nothing_behind() -> None:
     assert (model._pool.lengths == 0).all()
 
 
+def test_a_disturbed_pass_at_the_start_counts_for_nothing() -> None:
+    model = NgramModel.from_text(num_sequences=3, context_length=64)
+    seconds = [0.1, 0.1, 0.9, 0.9] + [0.1] * 4  # four sizes, twice; after each, its cache is freed
+    ends = np.cumsum(seconds)
+    ticks = iter(np.stack([ends - seconds, ends, ends, ends], axis=1).ravel().tolist())
+    engine = Engine(model, max_rows=4, clock=lambda: next(ticks))
+    assert all(abs(timed.seconds - 0.1) < 1e-9 for timed in time_passes(engine))
+
+
 def test_sizes_that_take_too_long_are_left_out() -> None:
     model = NgramModel.from_text(num_sequences=3, context_length=64)
     ticks = iter(np.arange(0, 1000, 0.9).tolist())
