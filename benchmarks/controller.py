@@ -19,6 +19,7 @@ import numpy as np
 
 from multispin.core.controller import Controller, ControlSettings, SessionKey
 from multispin.types import Mode
+from multispin.wire.payload import payload
 
 SECONDS = 40.0
 START_S = 20.0  # before, in which more may be planned
@@ -33,7 +34,7 @@ def measure(mode: Mode, num_devices: int) -> dict[str, float]:
     # Planning looks at the clock to see what it cost: real time goes on within a call.
     controller = Controller(
         ControlSettings("heterogeneous", uplink_bits_per_s=5e3 * num_devices),
-        18,
+        payload("coupled", 1 << 15),
         32,
         lambda: now[0] + time.perf_counter() - began_real[0],
         mode,

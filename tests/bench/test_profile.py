@@ -186,6 +186,9 @@ def test_the_cell_is_one_that_plan_takes(draft: str, temperature: float) -> None
     problem = cell.problem
     assert problem.acceptance[0] == pytest.approx(profile.overall.acceptance, rel=1e-5)
     assert problem.verify_fixed_s == pytest.approx(profile.curve.fixed_s, rel=1e-5)
+    assert cell.curve and cell.curve.rows == sorted({batch.rows for batch in profile.batches})
+    ones = [batch.seconds for batch in profile.batches if batch.rows == 1]
+    assert cell.curve.seconds[0] == pytest.approx(np.median(ones), rel=1e-3)
     assert problem.bits_per_token[0] == 9 + 3  # an id and a level
     assert problem.bits_per_draft[0] == 592 + 8 * 21
     assert solve(problem).goodput_tokens_per_s > 0

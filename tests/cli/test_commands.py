@@ -132,7 +132,6 @@ def test_a_device_takes_prompts_from_a_file_and_from_standard_input(
         (["--acceptance-rule", "greedy", "--temperature", "1"], ["greedy", "--temperature 0"]),
         (["--draft", "no-such-model"], ["no-such-model", "qwen2.5-coder-0.5b"]),
         (["--draft", "/no/such/file.gguf"], ["/no/such/file.gguf"]),
-        (["--chat"], ["chat template"]),
         (["--max-tokens", "many"], ["--max-tokens"]),
         (["--max-tokens", str(2**62)], ["--max-tokens"]),
         (["--draft-length", str(10**23)], ["--draft-length"]),

@@ -69,7 +69,6 @@ def test_without_a_file_the_cell_goes_to_standard_output(tmp_path: Path) -> None
         (["--max-tokens", "1000"], "prompt 1 = "),
         (["--out", "-", "--json"], "--out = -: standard output is for --json"),
         (["--out", "/no/such/folder/x.toml"], "there is no folder /no/such/folder"),
-        (["--chat"], "has no chat template"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], says: str) -> None:

@@ -141,7 +141,6 @@ def test_a_server_with_a_record_follows_it_and_tells_how_often_it_would_not_have
         (["--out", "no/such/a.record"], "--out = no/such/a.record: there is no folder"),
         (["--human-eval", "0"], "--human-eval = 0: must be 1 to 164"),
         (["--human-eval", "3", "--prompts", "x"], "--human-eval = 3: give it or --prompts"),
-        (["--chat"], "--chat = ngram: has no chat template"),
         (["--max-tokens", "0"], "--max-tokens = 0"),
         (["--ctx-size", "5"], "--ctx-size = 5"),
     ],

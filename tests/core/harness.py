@@ -12,10 +12,11 @@ from multispin.core.drafter import Drafter, LookupDrafter, ModelDrafter
 from multispin.core.engine import Engine
 from multispin.core.mixed import MixedDrafter
 from multispin.core.server import Outgoing, ServerCore, ServerLimits
+from multispin.core.welcome import welcome
 from multispin.lm.ngram import NgramModel
 from multispin.types import AcceptanceRule, SamplingParams
 from multispin.wire import frames
-from multispin.wire.frames import Error, Open, Opened, Verdict, Welcome
+from multispin.wire.frames import Error, Open, Opened, Verdict
 
 PROMPT = "The phone drafts and the server "
 ONE_BY_ONE = BatchLimits(mode="stop-and-wait")
@@ -98,24 +99,7 @@ class Harness:
 
     def _send(self, outgoing: list[Outgoing]) -> list[Outgoing]:
         self.sent += outgoing
-        return [
-            Outgoing(link, frames.decode_from_server(frames.encode(frame)))
-            for link, frame in outgoing
-        ]
-
-
-def welcome(core: ServerCore) -> Welcome:
-    return Welcome(
-        version=frames.PROTOCOL_VERSION,
-        target=core.info.target,
-        fingerprint=core.info.fingerprint,
-        vocabulary_size=core.vocabulary.size,
-        end_ids=core.info.end_ids,
-        context_length=core.info.context_length,
-        max_draft_length=core.limits.max_draft_length,
-        reproducible=core.info.reproducible,
-        mode=core.limits.batch.mode,
-    )
+        return [(link, frames.decode_from_server(frames.encode(frame))) for link, frame in outgoing]
 
 
 def next_draft(session: DeviceSession, num_tokens: int = 1000) -> frames.Draft | None:

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -31,3 +33,50 @@ def test_a_template_gets_the_special_tokens_and_a_missing_one_is_named() -> None
     assert prompt_text("<s>hi", vocabulary(0)) == ("<s>hi", False)
     with pytest.raises(BadInput, match="chat template"):
         prompt_text(CHAT, vocabulary(0))
+
+
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+WITH_TOOLS = (
+    "{{ tools | tojson }}{% for m in messages %}|{{ m.role }}:{{ m.content }}"
+    "{% if m.name is defined %}<{{ m.name }}>{% endif %}"
+    "{% for c in m.tool_calls or [] %}({{ c.function.name }} {{ c.function.arguments | tojson }})"
+    "{% endfor %}{% if m.tool_call_id %}#{{ m.tool_call_id }}{% endif %}{% endfor %}"
+)
+
+
+def test_tools_and_their_calls_reach_the_template() -> None:
+    call = {"id": "c1", "function": {"name": "weather", "arguments": '{"city": "Bonn"}'}}
+    broken = {"id": "c2", "function": {"name": "weather", "arguments": "{oops"}}
+    chat = [
+        ChatMessage("user", "hi", name="ann"),
+        ChatMessage("assistant", None, tool_calls=[call, broken]),
+        ChatMessage("tool", "rain", tool_call_id="c1"),
+    ]
+    text, _ = prompt_text(chat, vocabulary(None, WITH_TOOLS), json.dumps([WEATHER]))
+    tools, *turns = text.split("|")
+    assert json.loads(tools) == [WEATHER]
+    assert turns == [
+        "user:hi<ann>",
+        'assistant:(weather {"city": "Bonn"})(weather "{oops")',
+        "tool:rain#c1",
+    ]
+    assert prompt_text(CHAT, vocabulary(None, WITH_TOOLS))[0] == "null|user:hi"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "template", "tools", "message"),
+    [
+        ("text", WITH_TOOLS, "[]", "go with chat messages"),
+        (CHAT, "{{ messages }}", "[]", "knows of none"),
+        (CHAT, WITH_TOOLS, "{}", "array of objects"),
+        (CHAT, WITH_TOOLS, "[1]", "array of objects"),
+        (CHAT, WITH_TOOLS, "[", "array of objects"),
+        (CHAT, WITH_TOOLS, "[" * 5000, "array of objects"),
+    ],
+)
+def test_tools_that_nobody_would_see_are_refused(
+    prompt: str | list[ChatMessage], template: str, tools: str, message: str
+) -> None:
+    with pytest.raises(BadInput, match=message) as caught:
+        prompt_text(prompt, vocabulary(None, template), tools)
+    assert caught.value.field == "tools"

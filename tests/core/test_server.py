@@ -270,15 +270,15 @@ def test_a_repeated_draft_gets_the_recorded_verdict() -> None:
     draft = next_draft(session)
     assert harness.draft(draft) == []
     assert harness.draft(draft) == []  # while it is being verified
-    [first] = settle(harness)
-    assert harness.draft(draft) == [first]
+    [(link, first)] = settle(harness)
+    assert harness.draft(draft) == [(link, first)]
     assert settle(harness) == []
-    assert session.apply(first.frame, 0.0) is not None
-    assert session.apply(first.frame, 0.0) is None
+    assert session.apply(first, 0.0) is not None
+    assert session.apply(first, 0.0) is None
     draft = next_draft(session)
     assert harness.draft(draft) == []
-    [second] = settle(harness)
-    assert second.frame.start == first.frame.start + first.frame.num_committed
+    [(_, second)] = settle(harness)
+    assert second.start == first.start + first.num_committed
 
 
 @pytest.mark.parametrize(
@@ -362,7 +362,7 @@ def test_an_open_session_cannot_be_opened_again_and_closing_frees_it() -> None:
     opened_session(harness)
     [(_, error)] = harness.open(request())
     assert error.code == "out_of_order"
-    assert isinstance(harness.open(request(1))[0].frame, Opened)
+    assert isinstance(harness.open(request(1))[0][1], Opened)
     [(_, error)] = harness.open(request(2))
     assert error.code == "overloaded"
     batch = harness.core.next_batch()

@@ -1,6 +1,10 @@
+import msgspec
 import numpy as np
+import pytest
 
-from multispin.core.engine import Engine
+from multispin.control import VerificationCurve
+from multispin.core.controller import CURVE_PRIOR
+from multispin.core.engine import Batch, Engine, Outcome, StepResult
 from multispin.core.server import ServerCore, ServerLimits
 from multispin.core.warmup import time_passes
 from multispin.lm.ngram import NgramModel
@@ -43,3 +47,26 @@ def test_the_server_knows_its_passes_from_the_start() -> None:
     )
     core = ServerCore(info, ServerLimits(), lambda: 0.0)
     assert np.allclose(core.controller.pass_seconds(16), 0.05, rtol=0.02)
+
+
+class Modelled:
+    """Passes that take what a formula says."""
+
+    def __init__(self, num_sequences: int) -> None:
+        model = NgramModel.from_text(num_sequences=num_sequences, context_length=64)
+        self.info = Engine(model, max_rows=64).info
+
+    def step(self, batch: Batch) -> StepResult:
+        seconds = 0.02 + 0.01 * len(batch.works) + 0.002 * batch.num_rows
+        return StepResult([Outcome(0, 0) for _ in batch.works], seconds)
+
+
+@pytest.mark.parametrize("num_sequences", [20, 100])
+def test_the_cost_of_a_sequence_is_told_from_that_of_its_rows(num_sequences: int) -> None:
+    """Else a server of many would take a longer draft for as dear as another session."""
+    curve = VerificationCurve(CURVE_PRIOR)
+    for timed in time_passes(Modelled(num_sequences)):
+        curve.observe(*msgspec.structs.astuple(timed))
+    fit = curve.fit
+    assert fit.per_device_s == pytest.approx(0.01, rel=0.2)
+    assert fit.per_token_s == pytest.approx(0.002, rel=0.2)

@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 
 from multispin.core.batch import BatchLimits
+from multispin.core.confidence import Calibration
 from multispin.core.drafter import Drafted, ModelDrafter
+from multispin.core.server import Outgoing, ServerCore, ServerLimits
 from multispin.lm.ngram import NgramModel
 from multispin.types import TokenIds
 from multispin.wire import frames
 from multispin.wire.frames import Draft, Error, Verdict
 from tests.core.harness import (
     PROMPT,
+    FakeClock,
     Harness,
     Writer,
     new_drafter,
@@ -93,7 +96,7 @@ class Link:
 
     def ids(self, draft: Draft) -> list[int]:
         size = self.writer.harness.core.vocabulary.size
-        return frames.unpack_tokens(draft.tokens, 9, size)[0].tolist()
+        return frames.unpack_tokens(draft.tokens, 9, size)[0]
 
     def deliver_up(self) -> None:
         if self.up:
@@ -191,6 +194,32 @@ def test_the_rule_rejection_works_with_a_window() -> None:
         assert writer.session.stats.num_accepted_tokens > 0
 
 
+class Learning(Harness):
+    """A shell that lets the core learn as soon as the pass has begun, as the network's does."""
+
+    def step(self) -> list[Outgoing] | None:
+        batch = self.core.next_batch()
+        self.core.learn()
+        return None if batch is None else self._send(self.core.complete(self.engine.step(batch)))
+
+
+@pytest.mark.parametrize("kind", ["mixed", "weaker", "storm"])
+def test_verdicts_do_not_depend_on_when_a_shell_lets_the_core_learn(kind: str) -> None:
+    limits = BatchLimits(mode="window", max_rows=9)  # so that what is learned decides
+    sent = []
+    for shell in (Harness, Learning):
+        harness = shell(
+            new_engine(), ServerCore(new_engine().info, ServerLimits(batch=limits), FakeClock())
+        )
+        writers = [
+            Writer(harness, request(i, seed=i, draft_length=8), drafter(kind), str(i))
+            for i in range(4)
+        ]
+        chaos(harness, writers, 3)
+        sent.append(harness.sent)
+    assert sent[0] == sent[1]
+
+
 def opened(harness: Harness, window: int = 8) -> Writer:
     """A session past its prompt, with one token committed."""
     writer = Writer(harness, request(draft_length=window, max_tokens=200), Sure(), "x")
@@ -212,6 +241,31 @@ def test_the_server_goes_on_without_a_draft_and_the_draft_stays_of_use() -> None
     assert (verdict.num_draft, verdict.num_accepted) == (5, 5)  # the first was overtaken
     writer.take(verdict)
     assert writer.session.committed == alone(writer.session.request)[:8]
+
+
+@pytest.mark.parametrize("lets_learn", [True, False])
+def test_a_verdict_is_learned_from_once_before_the_next_commit_at_the_latest(
+    lets_learn: bool,
+) -> None:
+    harness = window_server()
+    writer = opened(harness)
+    harness.core.learn()
+    calibration = next(iter(harness.core._sessions.values())).calibration
+    taught = Calibration()
+    taught.acceptance[:] = calibration.acceptance
+    draft = next_draft(writer.session, 3)
+    assert draft is not None
+    harness.draft(draft, "x")
+    assert harness.step()
+    assert calibration.acceptance.tolist() == taught.acceptance.tolist()
+    taught.observe([7, 7, 7], 3)
+    if lets_learn:
+        harness.core.learn()
+        assert calibration.acceptance.tolist() == taught.acceptance.tolist()
+        harness.core.learn()
+    for _ in range(3):
+        assert harness.step()
+        assert calibration.acceptance.tolist() == taught.acceptance.tolist()
 
 
 def test_a_draft_is_verified_while_the_device_drafts_on() -> None:
@@ -318,10 +372,10 @@ def test_a_repeated_draft_gets_the_recorded_verdict() -> None:
     assert draft is not None
     harness.draft(draft, "x")
     assert harness.draft(draft, "x") == []  # not judged yet
-    [first] = harness.step() or []
-    assert harness.draft(draft, "x") == [first]
-    writer.take(first.frame)
-    assert writer.session.apply(first.frame, 0.0) is None
+    [(link, first)] = harness.step() or []
+    assert harness.draft(draft, "x") == [(link, first)]
+    writer.take(first)
+    assert writer.session.apply(first, 0.0) is None
 
 
 def test_a_token_of_a_path_that_was_dropped_meanwhile_is_not_sent() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import get_args
 
 import pytest
@@ -16,8 +16,9 @@ from multispin.errors import EngineLost, PeerError
 from multispin.net.device import Device, Request
 from multispin.net.engine_process import LocalEngine
 from multispin.net.link import DeviceLink
+from multispin.net.observer import Observer
 from multispin.net.server import EdgeServer
-from multispin.net.transport import MemoryTransport, TransportClosed
+from multispin.net.transport import MemoryServerTransport, MemoryTransport, TransportClosed
 from multispin.types import Mode, SamplingParams
 from multispin.wire import frames
 from multispin.wire.frames import Close, Error, Hello, Open, Welcome
@@ -26,10 +27,17 @@ from tests.core.harness import PROMPT, new_drafter, new_engine, request, write
 Scene = Callable[[EdgeServer], Awaitable[None]]
 
 
-def play(scene: Scene, *, num_sequences: int = 4, mode: Mode = "window") -> None:
+def play(
+    scene: Scene,
+    *,
+    num_sequences: int = 4,
+    mode: Mode = "window",
+    observers: Sequence[Observer] = (),
+) -> None:
     async def main() -> None:
         engine = LocalEngine(new_engine(num_sequences))
-        server = EdgeServer(engine, ServerLimits(batch=BatchLimits(max_rows=32, mode=mode)))
+        limits = ServerLimits(batch=BatchLimits(max_rows=32, mode=mode))
+        server = EdgeServer(engine, limits, observers=observers)
         running = asyncio.create_task(server.run())
         try:
             async with asyncio.timeout(30):
@@ -60,10 +68,14 @@ def dial(server: EdgeServer) -> MemoryTransport:
 
 
 @contextlib.asynccontextmanager
-async def device(server: EdgeServer, kind: str) -> AsyncIterator[Device]:
+async def device(
+    server: EdgeServer, kind: str, observers: Sequence[Observer] = ()
+) -> AsyncIterator[Device]:
     drafter: Drafter | None = new_drafter(kind)
     own = drafter.vocabulary if drafter else None
-    link = await DeviceLink.greet(dial(server), kind, own.fingerprint if own else None)
+    link = await DeviceLink.greet(
+        dial(server), kind, own.fingerprint if own else None, observers=observers
+    )
     it = Device(link, drafter)
     try:
         yield it
@@ -180,22 +192,26 @@ def test_garbage_after_the_greeting_ends_the_link() -> None:
     play(scene)
 
 
-def test_a_reader_that_stops_reading_is_cut_off_and_costs_bounded_memory() -> None:
-    class Stuck(MemoryTransport):
-        async def send(self, data: bytes) -> None:
-            await asyncio.sleep(3600)
+def test_a_reader_that_stops_reading_is_cut_off_and_costs_bounded_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("multispin.net.server.MAX_UNSENT", 10_000)
+
+    class Stuck(MemoryServerTransport):
+        def write(self, data: bytes) -> None:
+            self.num_unsent += len(data)
 
     async def scene(server: EdgeServer) -> None:
-        up: asyncio.Queue[bytes | None] = asyncio.Queue()
-        stuck = Stuck(up, asyncio.Queue())
+        stuck = Stuck()
         serving = asyncio.create_task(server.serve(stuck))
-        up.put_nowait(frames.encode(Hello(1, "none")))
+        stuck.receiver(frames.encode(Hello(1, "none")))
         for session in range(4):
             message = Open(session, PROMPT, SamplingParams(), "greedy", 1, 470, 0)
-            up.put_nowait(frames.encode(message))
+            stuck.receiver(frames.encode(message))
         async with device(server, "weaker") as it:
             assert (await text_of(it, wanted()))[0] == write(request(), "none").session.committed
         await asyncio.wait_for(serving, 10)
+        assert stuck.num_unsent < 11_000
 
     play(scene)
 
@@ -206,7 +222,7 @@ def test_what_the_server_refuses_is_raised_at_the_device() -> None:
             for fields, code in (
                 ({"draft_length": 33}, "draft_too_long"),
                 ({"prompt": "x" * 5000}, "context_overflow"),
-                ({"prompt": [frames.ChatMessage("user", "hi")]}, "bad_input"),
+                ({"stop": ["x"] * 17}, "bad_input"),
             ):
                 with pytest.raises(PeerError) as caught:
                     await text_of(it, wanted(**fields))
@@ -225,7 +241,7 @@ def test_a_server_that_goes_away_is_an_error_at_the_device() -> None:
             with pytest.raises(PeerError) as caught:
                 async for _ in writing:
                     for link in list(server._links):
-                        await link.close()
+                        link.close()
             assert caught.value.code == "unreachable"
 
     play(scene)

@@ -1,54 +1,33 @@
-"""The server's one port: HTTP, and WebSockets for devices."""
+"""The applications: a server's one port, and a device agent's."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import signal
-import socket
-import time
-from collections.abc import Awaitable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
-import uvicorn
+import msgspec
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse
-from starlette.routing import Route, WebSocketRoute
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
-from multispin.errors import BadInput, PeerError
+from multispin.api.capabilities import model_routes
+from multispin.api.cell_state import cell_state
+from multispin.api.completions import Endpoint
+from multispin.api.device_socket import serve_device
+from multispin.api.dialects import Chat, Text
+from multispin.api.errors import ApiError, told, told_of_route
+from multispin.api.metrics import metrics_route
+from multispin.api.openapi import document
+from multispin.api.texts import FindTexts, ServerTexts, Texts
+from multispin.errors import MultispinError
 from multispin.net.server import EdgeServer
-from multispin.net.transport import TransportClosed
+from multispin.net.telemetry import Telemetry
 from multispin.net.websocket import DEVICE_PATH
-from multispin.wire.frames import MAX_FRAME_BYTES, Error, encode
 
-SHUTDOWN_S = 2  # devices get so long to hear that the server closes
-
-
-class StarletteTransport:
-    """The server's end of a WebSocket."""
-
-    def __init__(self, socket: WebSocket) -> None:
-        self._socket = socket
-
-    async def send(self, data: bytes) -> None:
-        try:
-            await self._socket.send_bytes(data)
-        except (WebSocketDisconnect, RuntimeError):  # RuntimeError: closed from this side
-            raise TransportClosed from None
-
-    async def receive(self) -> bytes:
-        try:
-            return await self._socket.receive_bytes()
-        except (WebSocketDisconnect, RuntimeError):
-            raise TransportClosed from None
-        except KeyError:
-            raise PeerError("a text message: frames are binary", code="bad_frame") from None
-
-    async def close(self) -> None:
-        with contextlib.suppress(RuntimeError, WebSocketDisconnect):
-            await self._socket.close()
+LOADING = "the model is being loaded"
 
 
 @dataclass
@@ -56,106 +35,74 @@ class ServerState:
     """What the routes look at. There is no server while its model loads."""
 
     server: EdgeServer | None = None
+    telemetry: Telemetry = field(default_factory=Telemetry)
 
     @property
     def ready(self) -> bool:
         return self.server is not None and self.server.engine.ready
 
+    @cached_property
+    def texts(self) -> Texts:
+        """Raise ApiError while there is no server."""
+        if self.server is None:
+            raise ApiError(503, f"{LOADING}: try again in a moment", code="loading")
+        return ServerTexts(self.server)
+
 
 def create_app(state: ServerState) -> Starlette:
-    """Routes of the server; docs/protocol.md describes the WebSocket."""
+    """Routes of the server."""
 
     async def health(request: Request) -> JSONResponse:
         if state.server is not None and state.ready:
             return JSONResponse({"status": "ok", "target": state.server.core.info.target})
-        return JSONResponse({"status": "the model is being loaded"}, status_code=503)
+        return JSONResponse({"status": LOADING}, status_code=503)
 
-    async def cell(request: Request) -> JSONResponse:
-        """The state of the cell. ``clock_s`` counts from anywhere: differences of two answers are
-        to be compared with those of the counters."""
+    async def cell(request: Request) -> Response:
         if state.server is None:
-            return JSONResponse({"status": "the model is being loaded"}, status_code=503)
-        core = state.server.core
-        return JSONResponse(
-            {
-                "target": core.info.target,
-                "mode": core.limits.batch.mode,
-                "policy": core.limits.control.policy,
-                "num_sessions": core.num_sessions,
-                "clock_s": time.monotonic(),
-                "counters": asdict(core.counters),
-            }
-        )
+            return JSONResponse({"status": LOADING}, status_code=503)
+        found = msgspec.json.encode(cell_state(state.server.core, state.telemetry))
+        return Response(found, media_type="application/json")
 
     async def device(websocket: WebSocket) -> None:
-        await websocket.accept()
-        transport = StarletteTransport(websocket)
-        if state.server is not None:
-            await state.server.serve(transport)
-            return
-        error = Error(None, "loading", "the server is loading its model: try again in a moment")
-        with contextlib.suppress(TransportClosed):
-            await transport.send(encode(error))
-        await transport.close()
+        await serve_device(websocket, state.server)
 
+    routes: list[BaseRoute] = [Route("/health", health), Route("/api/cell", cell)]
+    routes += [metrics_route(state.telemetry), WebSocketRoute(DEVICE_PATH, device)]
+    return _app(routes, lambda: state.texts)
+
+
+def create_device_app(texts: Texts, telemetry: Telemetry) -> Starlette:
+    """Routes of a device agent."""
+
+    async def health(request: Request) -> JSONResponse:
+        about = {
+            "status": "ok" if texts.is_up else "the link to the server is down",
+            "target": texts.target,
+            "drafter": texts.drafter,
+            "acceptance_rule": texts.rule,
+            "link": "up" if texts.is_up else "down",
+        }
+        return JSONResponse(about, status_code=200 if texts.is_up else 503)
+
+    return _app([Route("/health", health), metrics_route(telemetry)], lambda: texts)
+
+
+def _app(routes: list[BaseRoute], find_texts: FindTexts) -> Starlette:
+    """These routes, and those that both have."""
+
+    async def openapi(request: Request) -> JSONResponse:
+        try:
+            return JSONResponse(document(find_texts().target))
+        except ApiError:  # it is not known yet
+            return JSONResponse(document(None))
+
+    dialects = (Chat(), Text())
+    posts = [Route(d.path, Endpoint(find_texts, d), methods=["POST"]) for d in dialects]
     return Starlette(
-        routes=[
-            Route("/health", health),
-            Route("/api/cell", cell),
-            WebSocketRoute(DEVICE_PATH, device),
-        ]
+        routes=[*routes, *posts, *model_routes(find_texts), Route("/openapi.json", openapi)],
+        exception_handlers={
+            HTTPException: told_of_route,
+            MultispinError: told,
+            Exception: told,
+        },
     )
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raise BadInput if the address cannot be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-        listening.listen(1024)
-    except (OSError, OverflowError) as error:
-        listening.close()
-        reason = error.strerror if isinstance(error, OSError) else "not a port"
-        raise BadInput(
-            "--port",
-            f"{host}:{port}",
-            f"cannot listen there ({reason}): stop what does, or take --port 0 for any free one",
-        ) from None
-    return listening
-
-
-class _Http(uvicorn.Server):
-    """uvicorn without its signal handlers, which kill the process before others can clean up."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-async def serve_app(app: Starlette, listening: socket.socket, main: Awaitable[None]) -> None:
-    """Serve while ``main`` runs. Ends when it does (its error is raised), or at SIGINT, SIGTERM."""
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        ws="websockets-sansio",
-        ws_max_size=MAX_FRAME_BYTES,
-        ws_per_message_deflate=False,
-        timeout_graceful_shutdown=SHUTDOWN_S,
-    )
-    http = _Http(config)
-    serving = asyncio.create_task(http.serve(sockets=[listening]))
-    running = asyncio.ensure_future(main)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, http.handle_exit, number, None)
-    await asyncio.wait({serving, running}, return_when=asyncio.FIRST_COMPLETED)
-    running.cancel()
-    http.should_exit = True
-    try:
-        with contextlib.suppress(asyncio.CancelledError):
-            await running
-    finally:
-        await serving

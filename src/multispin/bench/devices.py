@@ -150,7 +150,8 @@ def _prompt(text: RecordedText, vocabulary: Vocabulary) -> str | list[ChatMessag
         return text.prompt
     mark = "\N{SECTION SIGN}"
     before, _, after = prompt_text([ChatMessage("user", mark)], vocabulary)[0].partition(mark)
-    if not (text.prompt.startswith(before) and text.prompt.endswith(after)):
+    is_chat = text.prompt.startswith(before) and text.prompt.endswith(after)
+    if not is_chat or before == after == "":
         return text.prompt
     words = text.prompt[len(before) : len(text.prompt) - len(after)]
     if prompt_text([ChatMessage("user", words)], vocabulary)[0] != text.prompt:

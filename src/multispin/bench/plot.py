@@ -13,7 +13,7 @@ from multispin.errors import BadInput
 def check_plotting(field: str, file: str) -> None:
     """Raise BadInput, before minutes of measuring, where nothing could be drawn."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise BadInput(field, file, "needs matplotlib: pip install 'multispin[bench]'")
+        raise BadInput(field, file, "needs matplotlib: pip install 'multispin[research]'")
     if not Path(file).absolute().parent.is_dir():
         raise BadInput(field, file, "there is no such folder; make it first")
 

@@ -18,6 +18,7 @@ from multispin.bench.verification import (
     BatchTime,
     Tell,
     VerificationCurve,
+    by_rows,
     fit_curve,
     measure_batches,
 )
@@ -30,7 +31,8 @@ from multispin.lm.llama import LlamaModel
 from multispin.lm.ngram import NgramModel, corpus
 from multispin.net.drafting import NGRAM_CONTEXT, NGRAM_ORDER, DrafterOptions
 from multispin.types import TokenIds
-from multispin.wire.frames import LEVEL_BITS, TRANSPORT_BITS, ChatMessage, Draft, encode, id_bits
+from multispin.wire.frames import TRANSPORT_BITS, ChatMessage
+from multispin.wire.payload import payload
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,12 @@ class Profile:
     overall: Agreement
 
     @property
-    def bits_per_token(self) -> int:
-        return id_bits(self.vocabulary_size) + LEVEL_BITS
+    def bits_per_token(self) -> float:
+        return payload("coupled", self.vocabulary_size).bits_per_token
 
     @property
-    def bits_per_draft(self) -> int:
-        return 8 * len(encode(Draft(1, 1, 1000, bytes(8), b""))) + TRANSPORT_BITS
+    def bits_per_draft(self) -> float:
+        return payload("coupled", self.vocabulary_size).bits_per_draft
 
     def report(self) -> dict[str, Any]:
         """The ``profile --json`` object, less the cell."""
@@ -194,7 +196,7 @@ def shown_name(model: str) -> str:
 def cell_toml(profile: Profile, when: datetime) -> str:
     """A CELL.toml with one device that `multispin plan` takes as it is."""
     curve, machine, overall = profile.curve, profile.machine, profile.overall
-    sampling = profile.sampling
+    sampling, table = profile.sampling, by_rows(profile.batches)
     num_tokens = overall.stats.num_committed_tokens
     return f"""\
 # Measured by `multispin profile` on {when:%Y-%m-%d %H:%M} UTC.
@@ -215,6 +217,10 @@ verify_fixed_s = {curve.fixed_s:.6g}
 verify_per_device_s = {curve.per_device_s:.6g}
 verify_per_token_s = {curve.per_token_s:.6g}
 round_trip_s = 0.02  # SET: from the last bit of a draft to the next draft, without the pass itself
+
+[server.curve]
+rows = {list(table)}
+seconds = [{", ".join(f"{seconds:.4g}" for seconds in table.values())}]
 
 [[device]]
 name = "{profile.draft}"

@@ -112,6 +112,14 @@ def fit_curve(times: Sequence[BatchTime]) -> VerificationCurve:
     )
 
 
+def by_rows(times: Sequence[BatchTime]) -> dict[int, float]:
+    """Median seconds of each number of rows, however they spread; the last two do not fall."""
+    rows = sorted({batch.rows for batch in times})
+    seconds = [statistics.median(batch.seconds for batch in times if batch.rows == n) for n in rows]
+    seconds[-1] = max(seconds[-2:])
+    return dict(zip(rows, seconds, strict=True))
+
+
 def fill(engine: Engine | CostEngine, seq: int, tokens: TokenIds) -> None:
     """Empty a sequence and feed it these tokens, judging nothing."""
     copies = [emptied(seq)]

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from multispin.cli.settings import PREFIX
 from multispin.errors import CURABLE_CODES, BadInput, MultispinError
 
 app = typer.Typer(
@@ -15,6 +16,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"auto_envvar_prefix": PREFIX},
 )
 
 
@@ -30,7 +32,14 @@ def _version(wanted: bool) -> None:
 def everywhere(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Print it and exit."),
+        typer.Option(
+            "--version",
+            callback=_version,
+            is_eager=True,
+            allow_from_autoenv=False,
+            show_envvar=False,
+            help="Print it and exit.",
+        ),
     ] = False,
 ) -> None:
     """Cooperative token generation: devices draft, one server verifies."""
@@ -38,9 +47,10 @@ def everywhere(
 
 def main() -> None:
     """Run a command; what goes wrong on purpose becomes one line and an exit code."""
-    from multispin.cli import commands
+    from multispin.cli import commands, config
 
     commands.register(app)
+    config.configure(app)
     try:
         app()
     except MultispinError as error:

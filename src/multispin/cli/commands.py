@@ -6,6 +6,7 @@ import typer
 
 from multispin.cli import models
 from multispin.cli.bench import bench
+from multispin.cli.chat import chat
 from multispin.cli.complete import complete
 from multispin.cli.demo import demo
 from multispin.cli.device import device
@@ -13,10 +14,16 @@ from multispin.cli.doctor import doctor
 from multispin.cli.plan import plan
 from multispin.cli.profile import profile
 from multispin.cli.record import record
+from multispin.cli.reproduce import reproduce
 from multispin.cli.serve import serve
+from multispin.cli.simulate import simulate
+from multispin.cli.top import top
 
 
 def register(app: typer.Typer) -> None:
-    for command in (demo, serve, device, complete, plan, profile, record, bench, doctor):
+    for command in (
+        *(demo, serve, device, complete, chat, top, doctor),
+        *(plan, simulate, reproduce, profile, record, bench),
+    ):
         app.command()(command)
     app.add_typer(models.app, name="models", help="The models that have a name, and their files.")

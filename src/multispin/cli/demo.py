@@ -121,7 +121,7 @@ def demo(
     draft = draft or ("ngram" if small else "qwen2.5-coder-0.5b")
 
     from multispin.catalog import find_model, progress_on_stderr
-    from multispin.cli.drafter import DRAFTERS_WITHOUT_FILE
+    from multispin.client import DRAFTERS_WITHOUT_FILE
 
     print(f"target {target}, drafter {draft}; one server and {len(ROLES)} devices on this machine")
     with progress_on_stderr() as progress:
@@ -174,7 +174,8 @@ async def _demo(
 async def _serving(target: str) -> AsyncIterator[str]:
     # Reproducible, so that the two phases must write the same, token by token.
     server = await _start(
-        *("serve", "--target", target, "--port", "0", "--ctx-size", "1024", "--reproducible")
+        *("serve", "--target", target, "--port", "0", "--ctx-size", "1024", "--reproducible"),
+        *("--log-level", "warning"),
     )
     try:
         assert server.stdout is not None

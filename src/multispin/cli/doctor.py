@@ -334,7 +334,7 @@ def check_disk(folder: Path, num_missing_bytes: int) -> Check:
 
 
 def check_port(port: int) -> Check:
-    from multispin.api.app import bind
+    from multispin.api.serving import bind
 
     try:
         with contextlib.closing(bind("127.0.0.1", port)):

@@ -6,9 +6,8 @@ import os
 
 from multispin.catalog import find_model, progress_on_stderr
 from multispin.cli import options
+from multispin.client import DRAFTERS_WITHOUT_FILE
 from multispin.net.drafting import REPLAY_PREFIX, DrafterOptions
-
-DRAFTERS_WITHOUT_FILE = ("lookup", "ngram", "none")
 
 
 def drafter_options(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Sequence
 from typing import Annotated, TypeVar, get_args
 
 import typer
@@ -14,6 +15,7 @@ from multispin.types import AcceptanceRule, SamplingParams
 C = TypeVar("C", bound=str)
 
 DEFAULT_PORT = 8600
+DEFAULT_AGENT_PORT = 8601
 DEFAULT_DRAFT_LENGTH = 4
 
 Server = Annotated[str, typer.Option(help="HOST:PORT of the edge server.")]
@@ -40,6 +42,16 @@ Rule = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(help="Threads of the model; all cores by default.")]
 GpuLayers = Annotated[int, typer.Option(help="Layers kept on a GPU, -1: all (native builds).")]
+LogFormat = Annotated[
+    str, typer.Option(help="Of the log on standard error: text, or json for a JSON object a line.")
+]
+LogLevel = Annotated[
+    str,
+    typer.Option(
+        help="warning, info (the default: sessions that begin and end) or debug (drafts and "
+        "verdicts, too)."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
@@ -69,7 +81,15 @@ def choice(field: str, value: str, choices: tuple[C, ...]) -> C:
     for one in choices:
         if one == value:
             return one
-    raise BadInput(field, value, f"choose one of {', '.join(choices)}")
+    raise BadInput(field, value, f"{nearest(value, choices)}choose one of {', '.join(choices)}")
+
+
+def nearest(value: str, known: Sequence[str]) -> str:
+    """A question about the known one that is most alike, "" if none is."""
+    import difflib
+
+    near = difflib.get_close_matches(value, known, n=1)
+    return f"did you mean {near[0]}? " if near else ""
 
 
 def utf8(field: str, text: str) -> str:
@@ -81,6 +101,15 @@ def utf8(field: str, text: str) -> str:
     return text
 
 
+def start_log(log_format: str, log_level: str) -> None:
+    from multispin.net.logs import LogFormat, LogLevel, log_to_stderr
+
+    log_to_stderr(
+        choice("--log-format", log_format, get_args(LogFormat)),
+        choice("--log-level", log_level, get_args(LogLevel)),
+    )
+
+
 def random_seed() -> int:
     return secrets.randbits(32)
 
@@ -90,5 +119,10 @@ def check_writing(draft_length: int, max_tokens: int, seed: int | None) -> None:
         raise BadInput("--max-tokens", max_tokens, "must be at least 1")
     if not 0 <= draft_length < 2**15:
         raise BadInput("--draft-length", draft_length, "must be 0 or more, and a few at most")
-    if seed is not None and not 0 <= seed < 2**63:
+    if seed is not None:
+        check_seed(seed)
+
+
+def check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**63:
         raise BadInput("--seed", seed, "must be an integer from 0 to 2^63 - 1")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
-import logging
 import math
 import os
 import sys
@@ -75,6 +75,8 @@ def serve(
     ] = None,
     threads: options.Threads = None,
     gpu_layers: options.GpuLayers = 0,
+    log_format: options.LogFormat = "text",
+    log_level: options.LogLevel = "info",
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Serve off loopback without TLS and tokens.")
     ] = False,
@@ -89,7 +91,7 @@ def serve(
         if not low <= value <= high:
             raise BadInput(field, value, f"must lie between {low} and {high}")
 
-    from multispin.api.app import bind
+    from multispin.api.serving import bind
     from multispin.catalog import find_model, progress_on_stderr
     from multispin.core.batch import BatchLimits
     from multispin.core.server import ServerLimits
@@ -103,7 +105,7 @@ def serve(
         mode = "stop-and-wait" if target == "ngram" else "window"
     checked: Mode = options.choice("--mode", mode, get_args(Mode))
 
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    options.start_log(log_format, log_level)
     listening = bind(host, port)
     path = None
     if target not in TARGETS_WITHOUT_FILE and not has_costs:
@@ -128,6 +130,9 @@ def serve(
         max_rows=max_rows,
         replay=replay,
     )
+    if log_format == "text":
+        proof = " and proving the reproducible mode" if reproducible else ""
+        print(f"loading {target}{proof} …", file=sys.stderr)
     asyncio.run(_serve(listening, load, limits))
 
 
@@ -148,8 +153,9 @@ def _control(
     from multispin.core.controller import ControlSettings
 
     if policy is not None:
-        # 'exhaustive' is for small cells and people with time.
-        options.choice("--policy", policy, tuple(name for name in POLICIES if name != "exhaustive"))
+        # 'exhaustive' is for small cells and people with time; a server has promised no outage.
+        left_out = ("exhaustive", "outage-constrained")
+        options.choice("--policy", policy, tuple(n for n in POLICIES if n not in left_out))
     for field, value in (
         ("--uplink-bits-per-s", uplink_bits_per_s),
         ("--bandwidth-hz", bandwidth_hz),
@@ -198,25 +204,25 @@ def _tell_differences(counters: Counters) -> None:
 
 
 async def _serve(listening, load, limits) -> None:  # type: ignore[no-untyped-def]
-    from multispin.api.app import ServerState, create_app, serve_app
+    from multispin.api.app import ServerState, create_app
+    from multispin.api.serving import address_of, serve_app
     from multispin.net.engine_process import start_engine
     from multispin.net.server import EdgeServer
-
-    state = ServerState()
+    from multispin.net.watch import watch
 
     async def main() -> None:
-        proof = " and proving the reproducible mode" if load.reproducible else ""
-        print(f"loading {load.target}{proof} …", file=sys.stderr)
         engine = await start_engine(load)
         try:
-            state.server = EdgeServer(engine, limits)
-            address, port = listening.getsockname()[:2]
-            name = f"[{address}]" if ":" in address else address
-            print(f"{name}:{port}", flush=True)
+            state.server = EdgeServer(engine, limits, observers=watching.observers)
+            gc.collect()
+            gc.freeze()  # what is here now stays: looking through it again would hold up batches
+            print(address_of(listening), flush=True)
             await state.server.run()
         finally:
             if load.replay and state.server:
                 _tell_differences(state.server.core.counters)
             await engine.close()
 
-    await serve_app(create_app(state), listening, main())
+    with watch("server", limits.control) as watching:
+        state = ServerState(telemetry=watching.telemetry)
+        await serve_app(create_app(state), listening, main())

@@ -11,6 +11,7 @@ from multispin.control.estimate import (
     VerificationFit,
 )
 from multispin.control.fairness import Infeasible
+from multispin.control.outage import Outage, exact_outage, planned_outage
 from multispin.control.problem import Objective, Plan, Problem, Uplink, evaluate, expected_tokens
 from multispin.control.stop_and_wait import (
     StopAndWaitPlan,
@@ -28,6 +29,7 @@ __all__ = [
     "DevicePrior",
     "Infeasible",
     "Objective",
+    "Outage",
     "Plan",
     "Problem",
     "StopAndWaitPlan",
@@ -39,7 +41,9 @@ __all__ = [
     "evaluate",
     "evaluate_stop_and_wait",
     "evaluate_window",
+    "exact_outage",
     "expected_tokens",
+    "planned_outage",
     "solve",
     "solve_stop_and_wait",
     "solve_window",

@@ -10,10 +10,11 @@ import numpy as np
 
 from multispin.control.deadline import bandwidth_for
 from multispin.control.exhaustive import exhaustive
-from multispin.control.fairness import check_minimum
+from multispin.control.fairness import check_minimum, without_outage
 from multispin.control.heterogeneous import heterogeneous
 from multispin.control.homogeneous import homogeneous
 from multispin.control.length_only import equal_shares, length_only
+from multispin.control.outage_constrained import outage_constrained
 from multispin.control.problem import Lengths, Plan, Problem, evaluate
 from multispin.errors import BadInput
 
@@ -50,6 +51,7 @@ POLICIES: MappingProxyType[str, Callable[[Problem], Plan]] = MappingProxyType(
         "fixed": fixed,
         "server-only": server_only,
         "exhaustive": exhaustive,
+        "outage-constrained": outage_constrained,
     }
 )
 
@@ -57,11 +59,14 @@ POLICIES: MappingProxyType[str, Callable[[Problem], Plan]] = MappingProxyType(
 def solve(problem: Problem, policy: str = "heterogeneous") -> Plan:
     """The plan of the policy of that name.
 
-    Raises BadInput for an unknown name, Infeasible where the plan misses the objective's minimum.
+    Raises BadInput for an unknown name, Infeasible where the plan misses the objective's minimum
+    or, under ``outage-constrained``, none keeps its outage. Other policies leave the outage alone.
     """
     chosen = POLICIES.get(policy)
     if chosen is None:
         near = difflib.get_close_matches(policy, POLICIES, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise BadInput("--policy", policy, f"{hint}choose one of {', '.join(POLICIES)}")
+    if chosen is not outage_constrained:
+        problem = without_outage(problem)
     return check_minimum(problem, policy, chosen(problem))

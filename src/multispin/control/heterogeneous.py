@@ -20,8 +20,8 @@ from multispin.control.deadline import bandwidth_for
 from multispin.control.fairness import (
     Valued,
     break_even_round_s,
+    owed_lengths,
     require_minimum,
-    shortest_lengths,
     time_price,
     utility,
     value,
@@ -48,9 +48,14 @@ def heterogeneous(problem: Problem) -> Plan:
     )
     starts = search_deadline(problem, known)
     num = int(np.clip(32 // problem.num_devices, 1, 8))
-    improved = [improve(problem, starts.row(at)) for at in _best_rows(starts, num)]
-    best = max(improved, key=lambda plan: float(plan.value))
+    best = improve_best(problem, starts, num)
     return bandwidth_for(problem, best.lengths, best.deadline_s)
+
+
+def improve_best(problem: Problem, starts: Valued, num: int) -> Valued:
+    """The best local optimum from the ``num`` best distinct plans of ``starts`` [C, K]."""
+    improved = [improve(problem, starts.row(at)) for at in _best_rows(starts, num)]
+    return max(improved, key=lambda plan: float(plan.value))
 
 
 def search_deadline(problem: Problem, known: Valued) -> Valued:
@@ -128,16 +133,23 @@ class Shares:
 
 
 def share_bandwidth(
-    relaxation: Relaxation, deadline_s: Floats, price: float, near: Shares | None = None
+    relaxation: Relaxation,
+    deadline_s: Floats,
+    price: float,
+    near: Shares | None = None,
+    at_least: Lengths | None = None,
 ) -> Shares:
     """Real lengths and the bandwidth price at which together they need B, per deadline [P, 1].
 
+    None is below what is owed in a round with that deadline, nor below ``at_least`` [P, K].
     Newton for both at once: ln(demand) falls and is nearly straight in ln q, and the lengths go
     along. It starts from ``near`` deadlines, or from the closed form. Where B suffices at any price
     q ends close to 0.
     """
     problem = relaxation.problem
     least = _owed(problem, deadline_s)
+    if at_least is not None:
+        least = np.maximum(least, at_least)
     if near is None:
         log_price = np.log(price * deadline_s / (2.0 * problem.bandwidth_hz))
         drafts = relaxation.closed_form(deadline_s, np.exp(log_price))
@@ -174,12 +186,11 @@ def _is_busy(
 
 
 def _owed(problem: Problem, deadline_s: Floats) -> Lengths:
-    """Least lengths [P, K] or [1]: of the minimum goodput in a round with this deadline [P, 1]."""
-    least = problem.objective.min_goodput_tokens_per_s
-    if least == 0:
+    """Least lengths [P, K] or [1]: what is owed in a round with this deadline [P, 1]."""
+    if not problem.objective.owes:
         return np.asarray([problem.min_draft_length])
-    round_s = deadline_s[:, 0] + problem.base_round_s + problem.round_trip_s
-    return np.minimum(shortest_lengths(problem, round_s, least), problem.max_draft_length)
+    round_s = deadline_s[:, 0] + problem.drafting_round_s
+    return np.minimum(owed_lengths(problem, round_s), problem.max_draft_length)
 
 
 def _deadline_range(problem: Problem, best: Valued) -> tuple[float, float]:

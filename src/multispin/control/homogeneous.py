@@ -56,7 +56,7 @@ def common_length(problem: Problem) -> Lengths:
     theta = math.inf
     if (
         problem.objective.kind == "sum"
-        and problem.objective.min_goodput_tokens_per_s == 0
+        and not problem.objective.owes
         and not problem.has_headers
         and bool((a == a[0]).all())
         and 0 < a[0] < 1

@@ -15,7 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from multispin.control.deadline import bandwidth_needed, need_and_fall
-from multispin.control.fairness import Valued, break_even_round_s, time_price, utility, valued
+from multispin.control.fairness import (
+    Valued,
+    bearable_round_s,
+    break_even_round_s,
+    time_price,
+    utility,
+    valued,
+)
 from multispin.control.problem import Floats, Lengths, Problem
 
 _MAX_PASSES = 60
@@ -75,8 +82,9 @@ def _neighbours(problem: Problem, plan: Valued) -> Lengths:
     """Combinations of cheap moves that beat ``plan`` [C, K], only the most promising.
 
     A candidate beats it iff its drafts fit into the bandwidth at the deadline at which it would
-    break even: one evaluation of S(phi), no root. S is convex, so that its tangent at the present
-    deadline, the sum of the moves' own, tells without any evaluation that most do not.
+    break even, or at the last that all devices bear: one evaluation of S(phi), no root. S is
+    convex, so that its tangent at the present deadline, the sum of the moves' own, tells without
+    any evaluation that most do not.
     """
     moves, need, fall = _cheapest_moves(problem, plan)
     picks, is_new, is_pair = _combinations(len(moves.devices), _budget(problem))
@@ -90,6 +98,8 @@ def _neighbours(problem: Problem, plan: Valued) -> Lengths:
     total = changed(float(utility(problem, plan.lengths).sum()), moves.utility)
     tokens = changed(float(plan.lengths.sum()), moves.tokens)
     latest = break_even_round_s(problem, total, float(plan.value))
+    if problem.objective.owes:
+        latest = np.minimum(latest, _bearable_after(problem, plan.lengths, moves, picks))
     latest -= problem.overhead_s(tokens[:, None])
     later = latest - plan.deadline_s
     bound = changed(need, moves.need_hz) - later * changed(fall, moves.fall)
@@ -101,9 +111,19 @@ def _neighbours(problem: Problem, plan: Valued) -> Lengths:
     candidates[np.arange(len(picks))[:, None], moves.devices[picks]] = moves.lengths[picks]
     needs = bandwidth_needed(problem, candidates, latest[:, None]).sum(axis=-1)
     better = np.flatnonzero(needs < problem.bandwidth_hz)
-    # some of these may break a minimum goodput, which only their exact deadline tells
-    count = 64 if problem.objective.min_goodput_tokens_per_s > 0 else 16
-    return np.asarray(candidates[better[np.argsort(needs[better])[:count]]])
+    return np.asarray(candidates[better[np.argsort(needs[better])[:16]]])
+
+
+def _bearable_after(
+    problem: Problem, lengths: Lengths, moves: _Moves, picks: npt.NDArray[np.int64]
+) -> Floats:
+    """The longest round [C] that every device bears after the moves of ``picks`` [C, 4]."""
+    before = bearable_round_s(problem, lengths)
+    after = bearable_round_s(problem, moves.lengths, moves.devices)
+    strictest = np.argsort(before)[:5]  # four can move: one of these stays, if any device does
+    has_moved = (moves.devices[picks][:, :, None] == strictest).any(axis=1)
+    stays = np.where(has_moved, np.inf, before[strictest]).min(axis=1)
+    return np.asarray(np.minimum(stays, after[picks].min(axis=1)))
 
 
 def _budget(problem: Problem) -> int:
@@ -115,6 +135,7 @@ def _cheapest_moves(problem: Problem, plan: Valued) -> tuple[_Moves, float, floa
     """The moves that lose least by price; hertz needed and their fall per second as things are.
 
     The price of bandwidth is that of time over how fast S(phi) falls at the present deadline.
+    Where the round must not be longer, time is worth what the best token more would make of it.
     """
     lengths, deadline = plan.lengths, plan.deadline_s
     reach = int(np.clip(64 // problem.num_devices, 2, 64))
@@ -137,11 +158,15 @@ def _cheapest_moves(problem: Problem, plan: Valued) -> tuple[_Moves, float, floa
     gain -= gain[reach]
     total_fall = float(fall[reach].sum())
     price = time_price(problem, float(plan.value), float(deadline + problem.overhead_s(lengths)))
-    bandwidth_price = price / total_fall if total_fall > 0 else 0.0
     tokens = np.asarray(options - lengths, dtype=np.float64)
     late_s = bits / problem.alone_rate - left
-    charge = np.where(is_late, price * late_s, bandwidth_price * (need - need[reach]))
-    loss = price * problem.verify_per_token_s * tokens + charge - gain
+    s_per_hz = 1.0 / total_fall if total_fall > 0 else 0.0
+    seconds = np.where(is_late, late_s, s_per_hz * (need - need[reach]))
+    seconds += problem.verify_per_token_s * tokens
+    if problem.objective.owes:
+        more = is_move[reach + 1] & (seconds[reach + 1] > 0)
+        price = max(price, (gain[reach + 1, more] / seconds[reach + 1, more]).max(initial=0.0))
+    loss = price * seconds - gain
     loss[~is_move] = np.inf
 
     flat = loss.ravel()

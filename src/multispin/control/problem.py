@@ -19,10 +19,20 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from multispin.control.outage import Floats, Lengths, Outage, longest_rounds
 from multispin.errors import BadInput
 
-Floats = npt.NDArray[np.float64]
-Lengths = npt.NDArray[np.int64]
+__all__ = [
+    "Floats",
+    "Lengths",
+    "Objective",
+    "Outage",
+    "Plan",
+    "Problem",
+    "Uplink",
+    "evaluate",
+    "expected_tokens",
+]
 
 
 class Uplink(Protocol):
@@ -44,10 +54,18 @@ class Objective:
 
     sum: sum_k E[N_k]/T, tokens per second. proportional: sum_k log(E[N_k]/T).
     ``min_goodput_tokens_per_s`` > 0: E[N_k]/T of every device stays at or above it.
+    ``outage``: every device misses its tokens by the deadline at most that often. ``solve`` keeps
+    to it under the policy ``outage-constrained`` alone.
     """
 
     kind: Literal["sum", "proportional"] = "sum"
     min_goodput_tokens_per_s: float = 0.0
+    outage: Outage | None = None
+
+    @property
+    def owes(self) -> bool:
+        """Whether a device is owed anything at all."""
+        return self.min_goodput_tokens_per_s > 0 or self.outage is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +140,11 @@ class Problem:
             self.verify_per_device_s + self.verify_per_token_s
         )
 
+    @property
+    def drafting_round_s(self) -> float:
+        """What a round with a draft takes beside its deadline and its drafted tokens."""
+        return self.base_round_s + self.round_trip_s
+
     def draft_bits(self, lengths: npt.NDArray[np.int64] | Floats) -> Floats:
         """Q_k L_k + H_k [L_k > 0], shape of ``lengths`` [..., K]."""
         bits = self.bits_per_token * lengths
@@ -139,6 +162,16 @@ class Problem:
         """Hz per bit/s of each device at an equal share of the band [K]."""
         share = np.full(self.num_devices, self.bandwidth_hz / self.num_devices)
         return np.asarray(share / self.uplink.rate(share))
+
+    @cached_property
+    def outage_round_s(self) -> Floats:
+        """Longest round in which length 0..O-1 keeps the objective's outage [O, K]: ``outage.py``.
+
+        More than O - 1 tokens keep it no longer. Without an outage every round does.
+        """
+        if self.objective.outage is None:
+            return np.full((1, self.num_devices), np.inf)
+        return longest_rounds(self.objective.outage, self.acceptance, self.max_draft_length)
 
     @cached_property
     def has_headers(self) -> bool:

@@ -46,6 +46,8 @@ def form_batch(
         chosen = []
     else:
         chosen = _oldest_first([s for s in past_prompt if s.ready], limits)
+    if len(past_prompt) == len(waiting):
+        return chosen
     num_rows = sum(work.num_rows for _, work in chosen)
     rows_left = limits.max_rows - num_rows
     if past_prompt:
@@ -56,6 +58,11 @@ def form_batch(
             chosen.append((session, work))
             rows_left -= work.num_rows
     return chosen
+
+
+def only_verifies(works: Iterable[Work]) -> bool:
+    """Whether no prompt is read: what such a pass takes is the verification curve."""
+    return all(work.samples and len(work.tokens) == 4 * (work.num_draft + 1) for work in works)
 
 
 def _prefill_rows(num_rows: int, limits: BatchLimits, pass_s: Floats) -> int:
@@ -69,9 +76,10 @@ def _oldest_first(sessions: list[Session], limits: BatchLimits) -> list[tuple[Se
     chosen = []
     rows_left = limits.max_rows
     for session in sessions:
-        if session.num_drafted + 1 <= rows_left:
-            chosen.append((session, _verification(session, session.num_drafted)))
-            rows_left -= session.num_drafted + 1
+        num_drafted = session.num_drafted
+        if num_drafted < rows_left:
+            chosen.append((session, _verification(session, num_drafted)))
+            rows_left -= num_drafted + 1
     return chosen
 
 
@@ -83,7 +91,8 @@ def _most_tokens_per_second(
     drafted = [session.levels for session in sessions]
     num_drafted = np.array([len(levels) for levels in drafted])
     calibrations = [session.calibration for session in sessions]
-    survival = survivals(calibrations, np.concatenate(drafted), num_drafted)
+    levels = np.frombuffer(b"".join(drafted), np.uint8)
+    survival = survivals(calibrations, levels, num_drafted)
     num_rows = choose_rows(survival, num_drafted, pass_s[: limits.max_rows])
     return [
         (session, _verification(session, num - 1))
@@ -101,7 +110,7 @@ def round_opens_in(past_prompt: Iterable[Session], limits: BatchLimits, now: flo
 
 
 def _verification(session: Session, num_draft: int) -> Work:
-    return _work(session, session.length + num_draft, num_draft, samples=True)
+    return session.work(session.length + num_draft, num_draft, samples=True)
 
 
 def _prefill(session: Session, max_rows: int, mode: Mode) -> Work:
@@ -112,21 +121,4 @@ def _prefill(session: Session, max_rows: int, mode: Mode) -> Work:
     if mode != "rounds" and session.ready and session.num_uncached + num_draft <= max_rows:
         return _verification(session, num_draft)
     end = min(session.num_cached + max_rows, session.length - 1)
-    return _work(session, end, 0, samples=False)
-
-
-def _work(session: Session, end: int, num_draft: int, *, samples: bool) -> Work:
-    assert session.seq is not None
-    request = session.request
-    return Work(
-        seq=session.seq,
-        start=session.num_cached,
-        tokens=session.tokens(session.num_cached, end).tobytes(),
-        num_draft=num_draft,
-        samples=samples,
-        num_prompt=session.num_prompt,
-        params=request.params,
-        rule=request.rule,
-        seed=request.seed,
-        proposals=session.proposals[:num_draft],
-    )
+    return session.work(end, 0, samples=False)

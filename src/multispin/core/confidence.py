@@ -14,7 +14,8 @@ what to verify; what a device claims is worth no more than its tokens turn out t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from math import log2
 
 import numpy as np
@@ -51,9 +52,9 @@ class Calibration:
         self._judged = [0.0] * NUM_LEVELS
         self.acceptance = np.array(self._claims, np.float64)  # a_k [levels]
 
-    def observe(self, levels: Levels, num_accepted: int) -> None:
+    def observe(self, levels: Iterable[int], num_accepted: int) -> None:
         """A draft with these levels was verified; behind the first rejection nothing was judged."""
-        for index, level in enumerate(levels[: num_accepted + 1].tolist()):
+        for index, level in enumerate(islice(levels, num_accepted + 1)):
             self.judge(level, index < num_accepted)
 
     def judge(self, level: int, is_accepted: bool) -> None:

@@ -30,7 +30,7 @@ from multispin.control.problem import Floats
 from multispin.control.stop_and_wait import DO_NO_HARM
 from multispin.core.planning import Allotment, CellView, allotments, present_goodput
 from multispin.types import Mode
-from multispin.wire.frames import TRANSPORT_BITS
+from multispin.wire.payload import Payload
 
 REPLAN_S = 0.5  # a new plan at most so often
 SOLVE_SHARE = 0.005  # of the server's time that planning may take
@@ -44,7 +44,6 @@ PROBE_SHARE = 0.01  # of the goodput that probing may cost
 FIRST_PROBE = 16  # verdicts without a draft before the first probe; doubled by each rejected one
 LAST_PROBE = 512
 PROBE_RUN = 60  # tokens in a row that good probes, each following the last at once, may hold
-HEADER_BITS = 8 * 24 + TRANSPORT_BITS  # a draft's frame without its ids, and what carries it
 # Optimistic about further rows: a plan that believes in them tries them, and learns what they cost.
 CURVE_PRIOR = VerificationFit(fixed_s=0.03, per_token_s=0.0005)
 AMPLE_BITS_PER_S = 1e9  # what the uplink is taken for when nobody states it
@@ -78,10 +77,14 @@ class Grant(NamedTuple):
     upload_bits_per_s: int  # 0: as fast as it can
 
 
+NOTHING = Grant(0, 0)
+
+
 @dataclass
 class _Link:
     """What outlives a session: the device's times, and how well its drafts did so far."""
 
+    payload: Payload
     spectral_efficiency: float = 1.0  # bit/s per unit of the budget
     estimate: DeviceEstimate = field(default_factory=DeviceEstimate)
     prior: AcceptancePrior = field(default_factory=AcceptancePrior)
@@ -94,6 +97,7 @@ class _Device:
     max_length: int
     link: _Link
     acceptance: AcceptanceEstimate
+    wish: Grant = NOTHING  # what it would do if nobody planned
     planned: Grant | None = None
     idle_verdicts: int = sys.maxsize  # since the last draft; a new session is probed at once
     probe_after: int = FIRST_PROBE
@@ -110,14 +114,14 @@ class Controller:
     def __init__(
         self,
         settings: ControlSettings,
-        id_bits: int,
+        payload: Payload,
         max_draft_length: int,
         clock: Callable[[], float],
         mode: Mode,
     ) -> None:
         self.settings = settings
         self._mode = mode
-        self._id_bits = id_bits
+        self._payload = payload
         self._max_draft_length = max_draft_length
         self._clock = clock
         self._devices: dict[SessionKey, _Device] = {}
@@ -135,17 +139,25 @@ class Controller:
 
     # --- observe -------------------------------------------------------------------------------
 
-    def connect(self, link: Hashable, spectral_efficiency: float) -> None:
-        """A device with a radio of so many bit/s/Hz; it counts where the budget is in hertz."""
+    def connect(
+        self, link: Hashable, spectral_efficiency: float, payload: Payload | None = None
+    ) -> None:
+        """A device with a radio of so many bit/s/Hz, which count where the budget is in hertz.
+
+        ``payload`` where its drafts are not what the others' are.
+        """
         efficiency = 1.0 if self.settings.bandwidth_hz is None else spectral_efficiency
-        self._links[link] = _Link(efficiency)
+        self._links[link] = _Link(payload or self._payload, efficiency)
 
     def join(self, key: SessionKey, max_length: int) -> None:
         """A session; the next text of a device goes on with what the last one was granted."""
-        link = self._links.setdefault(key.link, _Link())
+        link = self._links.setdefault(key.link, _Link(self._payload))
         acceptance = AcceptanceEstimate(link.prior)
-        device, _ = self._left.pop(key.link, (_Device(max_length, link, acceptance), 0.0))
+        device, since = self._left.pop(key.link, (None, 0.0))
+        if device is None or self._clock() - since > SEAT_S:
+            device = _Device(max_length, link, acceptance)
         device.max_length, device.acceptance = max_length, acceptance
+        device.wish = Grant(max_length, 0)
         self._devices[key] = device
 
     def leave(self, key: SessionKey) -> None:
@@ -167,7 +179,7 @@ class Controller:
         if turnaround_s is None:
             return
         rate = device.planned.upload_bits_per_s if device.planned else 0
-        upload_s = self._bits(num_tokens) / rate if rate else 0.0
+        upload_s = _bits(device, num_tokens) / rate if rate else 0.0
         device.link.estimate.observe_round_trip(max(turnaround_s - drafting_s - upload_s, 0.0), now)
 
     def answered(self, key: SessionKey) -> None:
@@ -195,11 +207,13 @@ class Controller:
 
     def passed(self, num_rows: int, num_sequences: int, seconds: float) -> None:
         self._num_passes += 1
+        if self._num_passes % RETABLE == 0:
+            self._pass_s = None
         self._curve.observe(num_rows, num_sequences, seconds)
 
     def pass_seconds(self, max_rows: int) -> Floats:
         """Expected time of a pass with 1, 2, … ``max_rows`` rows [max_rows]."""
-        if self._pass_s is None or self._num_passes % RETABLE == 0:
+        if self._pass_s is None:
             self._pass_s = self._curve.seconds(np.arange(1, max_rows + 1))
         return self._pass_s
 
@@ -209,8 +223,7 @@ class Controller:
         """What the device may do next."""
         device = self._devices[key]
         if self.settings.policy is None or device.max_length == 0:
-            return Grant(device.max_length, 0)
-        self._replan()
+            return device.wish
         if device.planned is None:  # the plan that knows of it is still to come
             return Grant(device.probe_length, self._rate(0.0, device))
         length = min(device.planned.draft_length, device.max_length)
@@ -227,14 +240,16 @@ class Controller:
         estimate = device.link.estimate
         probe_s = device.probe_length * estimate.draft_s_per_token + estimate.round_trip_s
         if self.settings.budget is not None:
-            probe_s += self._bits(device.probe_length) / self._rate(0.0, device)
+            probe_s += _bits(device, device.probe_length) / self._rate(0.0, device)
         pass_s = float(self._fit.seconds(num_devices, num_devices))
         return device.idle_verdicts >= num_devices * probe_s / (PROBE_SHARE * pass_s)
 
     # --- plan ----------------------------------------------------------------------------------
 
-    def _replan(self) -> None:
+    def plan(self) -> None:
         """Go on planning, for a slice of time, if a plan is due or in the making."""
+        if self.settings.policy is None:
+            return
         now = self._clock()
         self._saved_s = min(self._saved_s + SOLVE_SHARE * (now - self._saved_at), SAVED_S)
         self._saved_at = now
@@ -293,6 +308,7 @@ class Controller:
     def _view(self, devices: list[_Device]) -> CellView:
         self._fit = self._curve.fit
         estimates = [device.link.estimate for device in devices]
+        payloads = [device.link.payload for device in devices]
         # Who has no drafter is a device that never gets anything accepted.
         drafts = np.array([device.max_length > 0 for device in devices])
         survival = survivals([d.acceptance for d in devices], self._max_draft_length)
@@ -303,12 +319,15 @@ class Controller:
             round_trip_s=np.array([e.round_trip_s for e in estimates]),
             spectral_efficiency=np.array([d.link.spectral_efficiency for d in devices]),
             lengths=np.array([d.planned.draft_length if d.planned else 0 for d in devices]),
-            bits_per_token=self._id_bits,
-            bits_per_draft=HEADER_BITS,
+            bits_per_token=np.array([p.bits_per_token for p in payloads]),
+            bits_per_draft=np.array([p.bits_per_draft for p in payloads]),
             budget=self.settings.budget or AMPLE_BITS_PER_S,
             fit=self._fit,
             least_share=self.settings.least_share,
         )
 
-    def _bits(self, num_tokens: int) -> int:
-        return HEADER_BITS + num_tokens * self._id_bits
+
+def _bits(device: _Device, num_tokens: int) -> float:
+    """Of a draft."""
+    payload = device.link.payload
+    return payload.bits_per_draft + num_tokens * payload.bits_per_token

@@ -106,6 +106,7 @@ class RecordEngine:
             context_length=context_length,
             max_rows=max_rows,
             reproducible=True,
+            has_logits=False,
         )
         self._prompts = {text.prompt: text.prompt_ids for text in record.texts}
         self._end_tokens = {token.to_bytes(4, "little") for token in record.end_ids}

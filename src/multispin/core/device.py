@@ -14,7 +14,15 @@ from multispin.core.text import TextStream
 from multispin.errors import PeerError
 from multispin.types import FinishReason, TokenIds
 from multispin.wire import frames
-from multispin.wire.frames import Draft, Open, Opened, PrefixDigest, Verdict, Welcome
+from multispin.wire.frames import (
+    Draft,
+    Open,
+    Opened,
+    PrefixDigest,
+    TokenLogprobs,
+    Verdict,
+    Welcome,
+)
 
 
 @dataclass
@@ -89,15 +97,22 @@ class SpeculationStats:
 
 
 class Committed(NamedTuple):
-    """News for the application: tokens in order, of which the first are accepted drafts."""
+    """News for the application: tokens in order, of which the first are accepted drafts.
+
+    The token after ``num_accepted`` of them is a correction if more were judged, the server's own
+    if none was, else a bonus.
+    """
 
     ids: list[int]
     num_accepted: int
     text: str
     finish: FinishReason | None
+    num_draft: int  # drafted tokens that were judged
+    logprobs: list[TokenLogprobs]  # one for each token, if asked for
 
 
 MIN_SURVIVAL = 0.1  # goodput is the same from 0.02 to 0.2, uploads are not
+FLUSH_S = 0.005  # of drafting: tokens drafted faster than that share a frame
 
 
 class Job(NamedTuple):
@@ -233,6 +248,14 @@ class DeviceSession:
         is_due = self.finish is None and self.grant > 0 and not self._awaits_verdict
         return is_due and self.job() is None
 
+    @property
+    def sends_now(self) -> bool:
+        """Whether a message is due on an uplink that is free; what is drafted meanwhile waits."""
+        if not self.owes_message:
+            return False
+        is_soon = self.unsent_s < FLUSH_S and self.job() is not None
+        return not is_soon
+
     def message(self) -> Draft:
         """Everything that was drafted and not sent."""
         assert self.owes_message
@@ -299,7 +322,14 @@ class DeviceSession:
         if not self.request.wants_text and self._drafter and self._drafter.vocabulary:
             data = self._drafter.vocabulary.decode(ids)
         text = self._text.push(data, final=verdict.finish is not None)
-        return Committed(ids, min(verdict.num_accepted, len(ids)), text, verdict.finish)
+        return Committed(
+            ids,
+            min(verdict.num_accepted, len(ids)),
+            text,
+            verdict.finish,
+            verdict.num_draft,
+            verdict.logprobs,
+        )
 
     def _check(self, verdict: Verdict) -> None:
         num_sent = self._sent - self._length if verdict.epoch == self._epoch else 0

@@ -22,6 +22,11 @@ class Drafted(NamedTuple):
     confidences: npt.NDArray[np.float32]  # [ids]: the drafter's probability of each
     is_lookup: bool = False  # in a model's place: no time was spent on a model
 
+    @property
+    def num_computed(self) -> int:
+        """Tokens that took a model's time."""
+        return 0 if self.is_lookup else len(self.ids)
+
 
 class Sampler(NamedTuple):
     """How the tokens of a text are drawn that follow its prompt."""

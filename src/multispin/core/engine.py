@@ -7,16 +7,18 @@ with a few integers. Logits never leave it, so it can live in a process of its o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import msgspec
 import numpy as np
 
 from multispin.acceptance import Context, Proposal, Verdict, verify
+from multispin.core.logprobs import RowLogprobs, row_logprobs
 from multispin.core.replay import Paths, follow
 from multispin.errors import MultispinError
 from multispin.lm.base import LanguageModel, Rows, Vocabulary
+from multispin.lm.grammar import Grammars
 from multispin.lm.record import Record
 from multispin.types import AcceptanceRule, SamplingParams, TokenIds
 
@@ -39,6 +41,8 @@ class Work(msgspec.Struct, array_like=True, frozen=True):
     rule: AcceptanceRule
     seed: int
     proposals: list[tuple[bytes, bytes]] = []  # ids as int32, counts less one as uint16
+    num_logprobs: int = -1  # as in wire.frames.Open
+    json_schema: str = ""
 
     @property
     def num_rows(self) -> int:
@@ -74,12 +78,14 @@ class Outcome(msgspec.Struct, array_like=True, frozen=True):
     """The judgement of one work: accepted draft tokens, and the token that comes after them.
 
     Both are 0 for a work that does not sample, and for one that could not be judged: ``failure``
-    says why, and only its session ends.
+    says why, and only its session ends. ``logprobs``, where asked for: of accepted tokens and
+    ``token``.
     """
 
     num_accepted: int
     token: int
     failure: str | None = None
+    logprobs: list[RowLogprobs] = []
 
 
 class StepResult(msgspec.Struct, array_like=True, frozen=True):
@@ -117,6 +123,7 @@ class EngineInfo(msgspec.Struct, frozen=True):
     max_rows: int
     reproducible: bool
     passes: list[PassTime] = []  # measured at the start
+    has_logits: bool = True  # else there are no log-probabilities, and nothing can be constrained
 
     def vocabulary(self) -> Vocabulary:
         return Vocabulary(
@@ -140,8 +147,9 @@ class StepEngine(Protocol):
         """False while the model is loaded again after a crash."""
         ...
 
-    async def step(self, batch: Batch) -> StepResult:
-        """Raise EngineLost when it crashed and every cache is gone."""
+    def step(self, batch: Batch) -> Awaitable[StepResult]:
+        """May begin before it is awaited. Raise EngineLost when it crashed and every cache is
+        gone."""
         ...
 
     async def tokenize(self, text: str, *, parse_special: bool) -> TokenIds: ...
@@ -169,6 +177,7 @@ class Engine:
         self._paths = Paths(record, model.num_sequences) if record else None
         self._num_differences = 0  # in the running step
         self._clock = clock
+        self.grammars = Grammars(model.vocabulary)
         # What each sequence has been fed: penalties look at the whole text so far.
         self._history = np.zeros((model.num_sequences, model.context_length + max_rows), np.int32)
         vocabulary = model.vocabulary
@@ -237,12 +246,25 @@ class Engine:
 
     def _judge(self, work: Work, logits: np.ndarray) -> Outcome:
         kept = work.start + work.num_rows - work.num_draft
+        raw = logits.copy() if work.num_logprobs >= 0 else logits  # rows are changed in place
+        if work.json_schema:
+            self._constrain(work, logits, kept)
         verdict = self._verdict(work, logits, kept)
-        if self._paths:
+        if self._paths and not work.json_schema:
             verdict = self._replayed(self._paths, work, logits, kept, verdict)
         if verdict.num_accepted < work.num_draft:
             self._model.truncate(work.seq, kept + verdict.num_accepted)
-        return Outcome(verdict.num_accepted, verdict.token)
+        if work.num_logprobs < 0:
+            return Outcome(verdict.num_accepted, verdict.token)
+        drafted = self._history[work.seq, kept : kept + verdict.num_accepted].tolist()
+        chosen = [*drafted, verdict.token]
+        logprobs = row_logprobs(raw[: len(chosen)], chosen, work.num_logprobs)
+        return Outcome(verdict.num_accepted, verdict.token, logprobs=logprobs)
+
+    def _constrain(self, work: Work, logits: np.ndarray, kept: int) -> None:
+        history = self._history[work.seq]
+        text, draft = history[work.num_prompt : kept], history[kept : work.start + work.num_rows]
+        self.grammars.constrain(work.seq, work.json_schema, text, draft, logits)
 
     def _verdict(self, work: Work, logits: np.ndarray, kept: int) -> Verdict:
         """Of everything that was fed behind the first ``kept`` tokens."""

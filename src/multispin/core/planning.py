@@ -54,20 +54,19 @@ class CellView:
     round_trip_s: Floats
     spectral_efficiency: Floats  # bit/s per unit of the budget
     lengths: Lengths  # in force
-    bits_per_token: float
-    bits_per_draft: float
+    bits_per_token: Floats
+    bits_per_draft: Floats
     budget: float
     fit: VerificationFit
     least_share: float  # of server-only generation, that each device keeps
 
     @cached_property
     def problem(self) -> Problem:
-        one = np.ones(len(self.lengths))
         return Problem(
             draft_s_per_token=self.draft_s_per_token,
             acceptance=self.acceptance,
-            bits_per_token=one * self.bits_per_token,
-            bits_per_draft=one * self.bits_per_draft,
+            bits_per_token=self.bits_per_token,
+            bits_per_draft=self.bits_per_draft,
             uplink=ConstantEfficiency(self.spectral_efficiency),
             bandwidth_hz=self.budget,
             verify_fixed_s=self.fit.fixed_s,

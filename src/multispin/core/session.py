@@ -8,19 +8,18 @@ is void, and everything else of its epoch with it.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-from multispin.core.confidence import Calibration, Levels
+from multispin.core.confidence import Calibration
 from multispin.core.controller import Grant, SessionKey
-from multispin.core.engine import Outcome
+from multispin.core.engine import Outcome, Work
 from multispin.core.text import TextStream
 from multispin.errors import PeerError
 from multispin.lm.base import Vocabulary
 from multispin.types import FinishReason, TokenIds
-from multispin.wire.frames import Draft, Open, PrefixDigest, Verdict
+from multispin.wire.frames import Draft, Open, PrefixDigest, TokenLogprobs, Verdict
 
 
 class Unpacked(NamedTuple):
@@ -28,16 +27,13 @@ class Unpacked(NamedTuple):
 
     start: int
     digest: bytes
-    ids: TokenIds
-    levels: Levels
+    ids: list[int]
+    levels: bytes  # of the drafter's confidence in each
     proposals: list[tuple[bytes, bytes]]
 
 
-class Compared(NamedTuple):
-    """Of so many drafted tokens the first ``num_same`` are what the text says."""
-
-    num_tokens: int
-    num_same: int
+# Levels of drafted tokens, and how many of these tokens, from the first on, are what the text says.
+Compared: TypeAlias = "tuple[bytes | bytearray, int]"
 
 
 class Session:
@@ -63,45 +59,41 @@ class Session:
         self.key = key
         self.request = request
         self.num_prompt = len(prompt)
-        self.max_tokens = max_tokens
-        self.allowed = allowed
+        self.most = len(prompt) + max_tokens  # committed tokens, when it ends at the latest
         self.calibration = calibration  # of its device's drafter
         self.is_window = is_window
         self.length = len(prompt)  # committed tokens, the prompt included
         self.end = self.length  # of the drafted tokens behind them
         self.proposals: list[tuple[bytes, bytes]] = []  # of the drafted tokens, or empty
-        self.grant = self._next_length()
+        self.grant = self._next_length(allowed)
         self.seq: int | None = None  # the engine's sequence, once there is a free one
         self.num_cached = 0  # so many tokens are in the engine's cache
         self._is_new = True  # its prompt is read while its first draft is on the way
         self.waiting_since = now
         self.turn_since: float | None = now  # of the device: when it was told to draft anew
-        self.busy = False  # in the batch that is running
         self.closed = False  # its device is gone; the sequence is freed after the batch
         self.num_crashes = 0
         self.epoch = 0
         self._is_void = False  # nothing more of this epoch can be of use
-        self._compared: list[Compared] = []
+        self.compared: list[Compared] = []  # since somebody learned from it
         self._learned = 0  # up to here drafted tokens were compared with the text
         self._has_draft = False  # the one that is due, where one is
         self._early: dict[int, Unpacked] = {}  # by start: drafts that came before their turn
-        self._recorded: tuple[tuple[int, int], Verdict] | None = None  # epoch and start; answer
+        self._recorded: Verdict | None = None  # the last one on a draft
         self._vocabulary = vocabulary
-        room = self.length + max_tokens + request.draft_length + 1
-        self._text = np.empty(room, np.dtype("<i4"))  # committed, then drafted
-        self._text[: self.length] = prompt
-        self._levels = np.zeros(room, np.uint8)  # of the drafted tokens' confidence
-        self._digest = PrefixDigest(prompt)
+        room = self.most + request.draft_length + 1
+        # Committed, then drafted; int32. For a few tokens at a time NumPy would take longer.
+        self._text = memoryview(bytearray(4 * room)).cast("i")
+        self._text[: self.length] = memoryview(prompt.astype(np.int32).tobytes()).cast("i")
+        self._levels = bytearray(room)  # of the drafted tokens' confidence
+        self._digest = PrefixDigest()
+        self._num_digested = 0
         self._stream = TextStream(request.stop)
-
-    @property
-    def num_remaining(self) -> int:
-        return self.max_tokens - (self.length - self.num_prompt)
 
     @property
     def num_drafted(self) -> int:
         """Drafted tokens that the next pass can judge, one more being committed with them."""
-        return min(self.end - self.length, self.num_remaining - 1)
+        return min(self.end, self.most - 1) - self.length
 
     @property
     def ready(self) -> bool:
@@ -126,10 +118,29 @@ class Session:
 
     def tokens(self, begin: int, end: int) -> TokenIds:
         """A view of the text, drafted tokens included."""
-        return self._text[begin:end]
+        return np.frombuffer(self._text[begin:end], np.int32)
+
+    def work(self, end: int, num_draft: int, *, samples: bool) -> Work:
+        """What the engine has to do: be fed up to ``end``, judge the draft at the end of that."""
+        assert self.seq is not None
+        request, start = self.request, self.num_cached
+        return Work(
+            seq=self.seq,
+            start=start,
+            tokens=self._text[start:end].tobytes(),
+            num_draft=num_draft,
+            samples=samples,
+            num_prompt=self.num_prompt,
+            params=request.params,
+            rule=request.rule,
+            seed=request.seed,
+            proposals=self.proposals[:num_draft],
+            num_logprobs=request.num_logprobs,
+            json_schema=request.json_schema,
+        )
 
     @property
-    def levels(self) -> Levels:
+    def levels(self) -> bytearray:
         """Of the drafted tokens that the next pass can judge."""
         return self._levels[self.length : self.length + self.num_drafted]
 
@@ -137,10 +148,11 @@ class Session:
 
     def repeated(self, message: Draft, num_ids: int) -> Verdict | None:
         """The verdict on this very draft, if it is the last one on any."""
-        if self._recorded is None or self._recorded[0] != (message.epoch, message.start):
+        verdict = self._recorded
+        if verdict is None or (verdict.start, verdict.epoch) != (message.start, message.epoch):
             return None
         is_longer = not self._is_void and message.start + num_ids > self.end
-        return None if self.is_window and is_longer else self._recorded[1]
+        return None if self.is_window and is_longer else verdict
 
     def is_stale(self, message: Draft) -> bool:
         """Whether the draft follows what was dropped, or is being verified already."""
@@ -152,8 +164,8 @@ class Session:
     def take(
         self,
         message: Draft,
-        ids: TokenIds,
-        levels: Levels,
+        ids: list[int],
+        levels: bytes,
         proposals: list[tuple[bytes, bytes]],
     ) -> None:
         """Queue the tokens of a draft that is not stale. Raise PeerError if it cannot belong here.
@@ -178,8 +190,12 @@ class Session:
             self._drop()
             self._is_void = False
         draft = Unpacked(message.start, message.digest, ids, levels, proposals)
-        self._early[message.start] = draft
-        self._join()
+        if draft.start > self.end:
+            self._early[draft.start] = draft
+        else:
+            self._append(draft)
+            if self._early:
+                self._join()
         self._has_draft = True
 
     def _require_due(self, message: Draft, num_ids: int) -> None:
@@ -202,16 +218,14 @@ class Session:
 
     def _join(self) -> None:
         """Move the drafts whose turn has come behind the text."""
-        while ready := [start for start in self._early if start <= self.end]:
-            self._append(self._early.pop(min(ready)))
-            if self._is_void:
-                self._early.clear()
+        while self._early and (start := min(self._early)) <= self.end:
+            self._append(self._early.pop(start))
 
     def _append(self, draft: Unpacked) -> None:
-        num_known = min(self.end - draft.start, len(draft.ids))
-        same = self._text[draft.start : draft.start + num_known] == draft.ids[:num_known]
-        if draft.digest != self._digest_before(draft.start) or not same.all():
-            self._learn(draft, same)
+        text, end = self._text, self.end
+        num_known = min(end - draft.start, len(draft.ids))
+        num_same = num_known and self._num_same(draft, num_known)
+        if draft.digest != self._digest_before(draft.start) or num_same < num_known:
             if not self.is_window:
                 raise PeerError(
                     "draft.digest does not match the committed tokens: open the session anew",
@@ -219,26 +233,34 @@ class Session:
                 )
             self._void()
             return
-        self._learn(draft, same)
-        more = draft.ids[num_known:]
-        self._text[self.end : self.end + len(more)] = more
-        self._levels[self.end : self.end + len(more)] = draft.levels[num_known:]
-        self.end += len(more)
+        self._levels[end : end + len(draft.ids) - num_known] = draft.levels[num_known:]
+        for token in draft.ids[num_known:]:
+            text[end] = token
+            end += 1
+        self.end = end
         self.proposals += draft.proposals[num_known:]
 
-    def _learn(self, draft: Unpacked, same: npt.NDArray[np.bool_]) -> None:
-        """The server has gone on without these tokens, and knows now what they were worth."""
+    def _num_same(self, draft: Unpacked, num_known: int) -> int:
+        """How many of the first ``num_known`` tokens of a draft are what the text says there.
+
+        As far as the server has gone on without them, it knows now what they were worth.
+        """
+        known = self._text[draft.start : draft.start + num_known].tolist()
+        pairs = enumerate(zip(known, draft.ids, strict=False))
+        num_same = next((index for index, (one, other) in pairs if one != other), num_known)
         begin = max(self._learned - draft.start, 0)
-        late = same[begin : max(self.length - draft.start, 0)]
-        if len(late):
-            num_same = len(late) if late.all() else int(late.argmin())
-            self._compare(draft.levels[begin : begin + len(late)], num_same)
-            self._learned = draft.start + begin + len(late)
+        end = min(self.length - draft.start, num_known)
+        if begin < end and begin <= num_same:
+            self.compared.append((draft.levels[begin:end], min(num_same, end) - begin))
+            self._learned = draft.start + end
+        return num_same
 
     def _digest_before(self, position: int) -> bytes:
-        if position >= self.length:
-            return self._digest.digest(self._text[self.length : position])
-        return PrefixDigest(self._text[:position]).digest()
+        if position < self.length:
+            return PrefixDigest(self._text[:position]).digest()
+        self._digest.update(self._text[self._num_digested : self.length])
+        self._num_digested = self.length
+        return self._digest.digest(self._text[self.length : position])
 
     def _void(self) -> None:
         self._is_void = True
@@ -251,47 +273,33 @@ class Session:
 
     # --- verdicts ------------------------------------------------------------------------------
 
-    def learn(self, outcome: Outcome, num_draft: int) -> None:
-        """What the judgement, which is yet to be committed, says of the drafter."""
-        at = self.length + outcome.num_accepted
-        is_same = at < self.end and int(self._text[at]) == outcome.token
-        levels = self._levels[self.length : min(self.length + num_draft + 1, self.end)]
-        self._compare(levels, outcome.num_accepted + is_same)
-
-    def _compare(self, levels: Levels, num_same: int) -> None:
-        if len(levels):
-            self.calibration.observe(levels, num_same)
-            self._compared.append(Compared(len(levels), num_same))
-
-    def take_compared(self) -> list[Compared]:
-        """What was learned of drafted tokens since the last call."""
-        taken, self._compared = self._compared, []
-        return taken
-
     def commit(self, outcome: Outcome, num_draft: int, allowed: Grant, now: float) -> Verdict:
         """Apply the judgement of ``num_draft`` tokens: extend the text; the verdict that says so.
 
         Drafted tokens that were not judged stay if the text still leads to them.
         """
-        self.allowed = allowed
-        start, at = self.length, self.length + outcome.num_accepted
-        judged = [*self._text[start:at].tolist(), outcome.token]
-        num_committed, finish = self._cut(judged)
+        start, token, text = self.length, outcome.token, self._text
+        at = start + outcome.num_accepted
         is_known = at < self.end
-        contradicts = is_known and self._text[at] != outcome.token
+        contradicts = is_known and text[at] != token
         if self.end > start:
+            levels = self._levels[start : min(start + num_draft + 1, self.end)]
+            is_same = is_known and not contradicts
+            self.compared.append((levels, outcome.num_accepted + is_same))
             self._learned = at + is_known
-        self._text[at] = outcome.token
+        text[at] = token
+        judged = text[start : at + 1].tolist()
+        num_committed, finish = self._cut(judged)
         self.length += num_committed
-        self._digest.update(self._text[start : self.length])
         # The cache holds what was fed: all but the newest token.
         self.num_cached, self._is_new = at, False
         if contradicts:
             self._void()
         else:
-            self.proposals = self.proposals[outcome.num_accepted + 1 :]
+            del self.proposals[: outcome.num_accepted + 1]
             self.end = max(self.end, self.length)
-            self._join()
+            if self._early:
+                self._join()
         verdict = Verdict(
             session=self.key.session,
             epoch=self.epoch,
@@ -299,16 +307,19 @@ class Session:
             num_draft=num_draft,
             num_accepted=outcome.num_accepted,
             num_committed=num_committed,
-            token=outcome.token,
-            draft_length=0 if finish else self._next_length(),
+            token=token,
+            draft_length=0 if finish else self._next_length(allowed),
             upload_bits_per_s=allowed.upload_bits_per_s,
             finish=finish,
             text=self._vocabulary.decode(judged[:num_committed])
             if self.request.wants_text
             else b"",
+            logprobs=_logprobs(outcome, judged[:num_committed], self._vocabulary)
+            if outcome.logprobs
+            else [],
         )
         if num_draft or not self.is_window:
-            self._recorded = ((self.epoch, start), verdict)
+            self._recorded = verdict
         self.grant = verdict.draft_length
         self._has_draft = False
         self.waiting_since = now
@@ -316,19 +327,38 @@ class Session:
             self.turn_since = now
         return verdict
 
-    def _next_length(self) -> int:
+    def _next_length(self, allowed: Grant) -> int:
         # A verification commits up to one token more than was drafted.
-        return min(self.allowed.draft_length, self.num_remaining - 1)
+        return min(allowed.draft_length, self.most - 1 - self.length)
 
     def _cut(self, judged: list[int]) -> tuple[int, FinishReason | None]:
         """How many of these tokens are committed, and why the text ends there, if it does."""
+        num_remaining, vocabulary = self.most - self.length, self._vocabulary
+        is_plain = len(judged) < num_remaining and not self.request.stop
+        if is_plain and vocabulary.end_ids.isdisjoint(judged):
+            return len(judged), None
         for index, token in enumerate(judged):
-            if token in self._vocabulary.end_ids:
+            if token in vocabulary.end_ids:
                 return index, "stop"
             if self.request.stop:
-                self._stream.push(self._vocabulary.decode([token]))
+                self._stream.push(vocabulary.decode([token]))
                 if self._stream.stopped:
                     return index + 1, "stop"
-            if index + 1 == self.num_remaining:
+            if index + 1 == num_remaining:
                 return index + 1, "length"
         return len(judged), None
+
+
+def _logprobs(
+    outcome: Outcome, committed: list[int], vocabulary: Vocabulary
+) -> list[TokenLogprobs]:
+    rows = zip(committed, outcome.logprobs, strict=False)  # a token that ends the text has one, too
+    return [
+        TokenLogprobs(
+            token,
+            logprob,
+            vocabulary.name(token),
+            [(other, its_logprob, vocabulary.name(other)) for other, its_logprob in top],
+        )
+        for token, (logprob, top) in rows
+    ]

@@ -16,6 +16,7 @@ from multispin.core.engine import Batch, EngineInfo, PassTime, StepResult, Work,
 from multispin.types import SamplingParams
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+LONG_DRAFTS = (8, 32)  # rows of one sequence: what a row costs without the sequence that it is of
 NUM_SWEEPS = 2
 MAX_SWEEP_S = 2.0  # larger passes are left out
 
@@ -29,27 +30,33 @@ class Steps(Protocol):
 
 
 def time_passes(engine: Steps) -> list[PassTime]:
-    """Every size that fits, spread over as many sequences as there are: its shortest pass.
+    """Every size that fits, spread over as many sequences as there are, and a few in a single one.
 
-    What else the machine does can only make a pass longer, and a size once taken for too slow would
-    not be tried again for long.
+    Of each its shortest pass: what else the machine does can only make one longer, and a size that
+    was once taken for too slow would not be tried again for long.
     """
     info = engine.info
-    sizes = [rows for rows in ROWS if rows <= min(info.max_rows, info.context_length)]
-    shortest: dict[int, PassTime] = {}
+    fitting = min(info.max_rows, info.context_length)
+    shapes = {(rows, min(rows, info.num_sequences)) for rows in ROWS if rows <= fitting}
+    shapes |= {(rows, 1) for rows in LONG_DRAFTS if rows <= fitting}
+    shortest: dict[tuple[int, int], float] = {}
     for _ in range(NUM_SWEEPS):
         spent_s = 0.0
-        for rows in sizes:
-            batch = Batch(list(_works(rows, min(rows, info.num_sequences))))
-            seconds = engine.step(batch).forward_s
-            engine.step(Batch([], [emptied(work.seq) for work in batch.works]))
-            timed = PassTime(rows, len(batch.works), seconds)
-            shortest[rows] = min(timed, shortest.get(rows, timed), key=lambda t: t.seconds)
+        for shape in sorted(shapes):
+            seconds = _time(engine, *shape)
+            shortest[shape] = min(seconds, shortest.get(shape, seconds))
             spent_s += seconds
             if spent_s > MAX_SWEEP_S:
                 break
     # As often as the estimate wants to see a size before it believes in it.
-    return [timed for timed in shortest.values() for _ in range(NUM_SWEEPS)]
+    return [PassTime(*shape, s) for shape, s in shortest.items() for _ in range(NUM_SWEEPS)]
+
+
+def _time(engine: Steps, num_rows: int, num_sequences: int) -> float:
+    works = list(_works(num_rows, num_sequences))
+    seconds = engine.step(Batch(works)).forward_s
+    engine.step(Batch([], [emptied(work.seq) for work in works]))
+    return seconds
 
 
 def _works(num_rows: int, num_sequences: int) -> Iterator[Work]:

@@ -39,6 +39,10 @@ class Vocabulary:
         offsets, pieces = self.offsets, self.pieces
         return b"".join(pieces[offsets[i] : offsets[i + 1]] for i in ids)
 
+    def name(self, token: int) -> bytes:
+        """The bytes of a token; of a special one without any, what it is called."""
+        return self.decode([token]) or self.special_pieces.get(token, "").encode()
+
 
 def fingerprint(
     pieces: bytes,

@@ -24,9 +24,10 @@ def render_chat(
 ) -> str:
     """The prompt for ``messages`` (each with ``role`` and ``content``), as Hugging Face renders it.
 
-    ``bos`` and ``eos`` are the texts of these tokens, "" for a model without. The template comes
-    from a file that may not be trusted, so it runs in a sandbox. Raises BadInput when the template
-    rejects the messages or is broken.
+    ``tools`` are described to the model where the template provides for them. ``bos`` and ``eos``
+    are the texts of these tokens, "" for a model without. The template comes from a file that may
+    not be trusted, so it runs in a sandbox. Raises BadInput when the template rejects the messages
+    or is broken.
     """
     try:
         return (
@@ -44,7 +45,7 @@ def render_chat(
         raise BadInput(
             "chat_template", f"line {error.lineno}", f"{error.message}; take another model file"
         ) from error
-    except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+    except (jinja2.TemplateError, TypeError, ValueError, KeyError, RecursionError) as error:
         raise BadInput(
             "messages", f"{len(messages)} messages", f"the model's chat template refuses: {error}"
         ) from error

@@ -16,6 +16,11 @@ from multispin.types import Logits, TokenIds
 END_OF_TEXT = 256
 _END_PIECE = "<|end|>"
 _PASSAGE_BREAK = "\n\n\n"
+# A chat is a text like any other, after a list of the tools: the answer continues it.
+_CHAT_TEMPLATE = (
+    "{% for tool in tools or [] %}{{ tool.function.name }}\n{% endfor %}"
+    "{{ messages | map(attribute='content') | join('\n') }}"
+)
 
 
 def corpus() -> str:
@@ -32,6 +37,7 @@ def byte_vocabulary() -> Vocabulary:
         pieces=pieces,
         offsets=offsets,
         end_ids=end_ids,
+        chat_template=_CHAT_TEMPLATE,
         special_pieces=special,
         fingerprint=fingerprint(pieces, offsets, special, end_ids),
     )

@@ -18,8 +18,6 @@ from multispin.types import AcceptanceRule, SamplingParams
 from multispin.wire import frames
 from multispin.wire.frames import ChatMessage, Close, Draft, Open, Opened, Verdict
 
-FLUSH_S = 0.005  # of drafting: tokens drafted faster than that share a frame
-
 T = TypeVar("T")
 
 
@@ -33,6 +31,11 @@ class Request(NamedTuple):
     max_tokens: int
     draft_length: int
     stop: list[str]
+    trace: str = ""  # of whoever wants it, as W3C traceparent
+    # As in wire.frames.Open:
+    num_logprobs: int = -1
+    json_schema: str = ""
+    tools: str = ""
 
 
 class Device:
@@ -63,11 +66,12 @@ class Device:
         seq = self._take_seq()
         try:
             with self.link.channel() as channel:
-                session = await self._open(channel, request, seq)
+                session = None
                 try:
+                    session = await self._open(channel, request, seq)
                     yield Writing(self, channel, session)
                 finally:
-                    if session.finish is None:
+                    if session is None or session.finish is None:
                         await channel.send(Close(channel.number))
         finally:
             if self._drafter is not None:
@@ -93,6 +97,10 @@ class Device:
             draft_length=request.draft_length if self._drafter else 0,
             stop=request.stop,
             wants_text=self._drafter is None or self._drafter.vocabulary is None,
+            trace=self._trace(channel, request),
+            num_logprobs=request.num_logprobs,
+            json_schema=request.json_schema,
+            tools=request.tools,
         )
         await channel.send(message)
         opened = await channel.receive(Opened)
@@ -100,17 +108,24 @@ class Device:
             message, opened, self._drafter, seq, self.link.welcome, self._calibration
         )
 
+    def _trace(self, channel: Channel, request: Request) -> str:
+        trace = request.trace
+        for observer in self.link.observers:
+            trace = observer.opening(self.link.number, channel.number, trace)
+        return trace
+
     async def draft(self, session: DeviceSession, job: Job, began: float) -> float:
         """Draft, as slowly as the device that this one stands for; when it was done."""
         drafted = await self._compute(session.draft, job)
-        num_computed = 0 if drafted.is_lookup else len(drafted.ids)
-        done = max(began + num_computed * self._draft_s_per_token, self.clock())
+        done = max(began + drafted.num_computed * self._draft_s_per_token, self.clock())
         await self._sleep_until(done)
         session.add(job, drafted, done - began)
         return done
 
     async def upload(self, channel: Channel, draft: Draft, bits_per_s: int) -> None:
         """Keep this device's uploads, headers included, within the rate that it was granted."""
+        for observer in self.link.observers:
+            observer.drafted(self.link.number, draft)
         if bits_per_s:
             num_bits = 8 * len(frames.encode(draft)) + frames.TRANSPORT_BITS
             self._uplink_free_at = max(self._uplink_free_at, self.clock()) + num_bits / bits_per_s
@@ -187,8 +202,7 @@ class Writing:
     async def _send(self) -> None:
         session = self.session
         while session.finish is None:
-            is_soon = session.unsent_s < FLUSH_S and session.job() is not None
-            if session.owes_message and not is_soon:
+            if session.sends_now:
                 draft = session.message()
                 await self._device.upload(self._channel, draft, session.upload_bits_per_s)
             else:

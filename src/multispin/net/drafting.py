@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from multispin.core.drafter import Drafter, LookupDrafter, ModelDrafter
@@ -12,6 +14,7 @@ from multispin.lm.ngram import NgramModel, corpus
 from multispin.lm.record import read_record
 from multispin.net.device import Device
 from multispin.net.link import DeviceLink
+from multispin.net.observer import Observer
 from multispin.net.websocket import WebSocketTransport
 
 NGRAM_ORDER = 3  # one less than the target of the same name: a drafter should be the weaker one
@@ -32,7 +35,9 @@ class DrafterOptions(msgspec.Struct, frozen=True):
     spectral_efficiency: float = 1.0
 
 
-async def connect(server: str, options: DrafterOptions) -> Device:
+async def connect(
+    server: str, options: DrafterOptions, observers: Sequence[Observer] = ()
+) -> Device:
     """Load the drafter, connect, agree on the vocabulary.
 
     Raise BadInput when nobody answers at ``server``, PeerError when the server declines.
@@ -46,6 +51,7 @@ async def connect(server: str, options: DrafterOptions) -> Device:
             options.draft,
             own.fingerprint if own else None,
             options.spectral_efficiency,
+            observers,
         )
         if options.draft == "ngram":
             drafter = await _ngram(link, options)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+from collections.abc import Awaitable
 
 import msgspec
 import numpy as np
 
 from multispin.core.engine import Batch, Engine, EngineInfo, StepResult
 from multispin.errors import BadInput, EngineFailed, EngineLost, MultispinError
+from multispin.net.child import Child, ChildDied
 from multispin.net.engine_child import (
     Failed,
     Load,
@@ -25,6 +27,7 @@ from multispin.net.engine_child import (
 from multispin.net.loading import TargetOptions, load_target
 from multispin.types import TokenIds
 
+ARGUMENTS = (sys.executable, "-m", "multispin.net.engine_child")
 MAX_RESTARTS = 5  # in a row, without one batch that went well
 CRASHES = frozenset(
     -number
@@ -43,6 +46,7 @@ class LocalEngine:
         self.info = engine.info
 
     async def step(self, batch: Batch) -> StepResult:
+        await asyncio.sleep(0)  # the links have their turn
         return self._engine.step(batch)
 
     async def tokenize(self, text: str, *, parse_special: bool) -> TokenIds:
@@ -52,20 +56,19 @@ class LocalEngine:
 
 
 class EngineProcess:
-    """Requests go one at a time. A child that dies is replaced; the next step says so."""
+    """A child that dies is replaced; the next step says so."""
 
     info: EngineInfo
 
     def __init__(self, options: TargetOptions) -> None:
         self._options = options
-        self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[Response] = msgspec.msgpack.Decoder(Response)
-        self._turn = asyncio.Lock()
+        self._turn = asyncio.Lock()  # of the text that is being tokenized
         self._up = asyncio.Event()  # set while requests make sense, and when all hope is lost
         self._failure: EngineFailed | None = None
         self._lost: str | None = None  # how the child died whose caches nobody has missed yet
         self._num_restarts = 0  # that failed, in a row
-        self._child: asyncio.subprocess.Process | None = None
+        self._child: Child[Request, Response] | None = None
         self._watcher: asyncio.Task[None] | None = None
 
     @property
@@ -77,18 +80,24 @@ class EngineProcess:
         await self._spawn()
         self._watcher = asyncio.create_task(self._watch())
 
-    async def step(self, batch: Batch) -> StepResult:
-        """Raise EngineLost when the caches are gone, EngineFailed when they will not come back."""
-        async with self._turn:
-            await self._until_up()
-            if self._lost is None:
-                try:
-                    stepped = await self._exchange(Step(batch))
-                    assert isinstance(stepped, Stepped)
-                    return stepped.result
-                except EngineLost:
-                    await self._until_up()
-            lost, self._lost = self._lost, None
+    def step(self, batch: Batch) -> Awaitable[StepResult]:
+        """The pass begins at once, before its result is awaited, unless the child is down.
+
+        Raise EngineLost when the caches are gone, EngineFailed when they will not come back.
+        """
+        begins = self.ready and self._lost is None
+        return self._result(self._running.ask(Step(batch)) if begins else None)
+
+    async def _result(self, answer: asyncio.Future[Response] | None) -> StepResult:
+        if answer is not None:
+            try:
+                stepped = await answer
+                assert isinstance(stepped, Stepped)
+                return stepped.result
+            except ChildDied:
+                self._up.clear()
+        await self._until_up()
+        lost, self._lost = self._lost, None
         raise EngineLost(f"{lost}; it has been restarted")
 
     async def tokenize(self, text: str, *, parse_special: bool) -> TokenIds:
@@ -110,48 +119,36 @@ class EngineProcess:
         if self._watcher is not None:
             self._watcher.cancel()
         if self._child is not None:
-            self._end_child()
-            await self._child.wait()
+            self._child.kill()
+            await self._child.exit_code()
 
     # --- the child -----------------------------------------------------------------------------
 
     async def _spawn(self) -> None:
-        self._child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "multispin.net.engine_child",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            # Ctrl-C is for the server, which then ends the child in good order.
-            start_new_session=True,
-        )
+        self._child = await Child[Request, Response].start(ARGUMENTS, self._decoder)
         try:
             loaded = await self._exchange(Load(self._options))
         except EngineLost as error:
-            code = "build_crashes" if self._process.returncode in CRASHES else None
+            code = "build_crashes" if await self._child.exit_code() in CRASHES else None
             raise EngineFailed(str(error), code=code) from None
         except MultispinError:
-            self._end_child()
+            self._child.kill()
             raise
         assert isinstance(loaded, Loaded)
         self.info = loaded.info
         self._up.set()
 
     @property
-    def _process(self) -> asyncio.subprocess.Process:
+    def _running(self) -> Child[Request, Response]:
         assert self._child is not None, "start first"
         return self._child
-
-    def _end_child(self) -> None:
-        if self._process.returncode is None:
-            self._process.kill()
 
     async def _watch(self) -> None:
         """Replace the child whenever it dies, waiting longer each time in a row."""
         while self._failure is None:
-            await self._process.wait()
+            code = await self._running.exit_code()
             self._up.clear()
-            self._lost = await self._epitaph()
+            self._lost = _epitaph(code)
             await asyncio.sleep(RESTART_DELAY_S * 2**self._num_restarts)
             try:
                 await self._spawn()
@@ -168,35 +165,29 @@ class EngineProcess:
             raise self._failure
 
     async def _exchange(self, request: Request) -> Response:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None and stdout is not None
-        body = self._encoder.encode(request)
+        child = self._running
         try:
-            stdin.write(len(body).to_bytes(4, "little") + body)
-            await stdin.drain()
-            head = await stdout.readexactly(4)
-            data = await stdout.readexactly(int.from_bytes(head, "little"))
-        except (asyncio.IncompleteReadError, ConnectionError):
+            answer = await child.ask(request)
+        except ChildDied:
             self._up.clear()
-            raise EngineLost(await self._epitaph()) from None
-        answer = self._decoder.decode(data)
+            raise EngineLost(_epitaph(await child.exit_code())) from None
         if isinstance(answer, Failed):
             if answer.bad_input:
                 raise BadInput(*answer.bad_input, code=answer.code)
             raise EngineFailed(answer.message, code=answer.code)
         return answer
 
-    async def _epitaph(self) -> str:
-        code = await self._process.wait()
-        if code >= 0:
-            return f"the engine's process ended with exit code {code}"
-        name = signal.Signals(-code).name
-        if code in CRASHES:
-            return (
-                f"the engine's process crashed ({name}) inside llama.cpp: if it does so at start, "
-                "this build does not fit the processor; `multispin doctor` says what to do"
-            )
-        return f"the engine's process was ended by {name}"
+
+def _epitaph(code: int) -> str:
+    if code >= 0:
+        return f"the engine's process ended with exit code {code}"
+    name = signal.Signals(-code).name
+    if code in CRASHES:
+        return (
+            f"the engine's process crashed ({name}) inside llama.cpp: if it does so at start, "
+            "this build does not fit the processor; `multispin doctor` says what to do"
+        )
+    return f"the engine's process was ended by {name}"
 
 
 async def start_engine(options: TargetOptions) -> LocalEngine | EngineProcess:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 from multispin.errors import BadInput, PeerError
+from multispin.net.observer import Observer
 from multispin.net.transport import Transport, TransportClosed
 from multispin.types import TokenIds
 from multispin.wire import frames
@@ -33,7 +34,7 @@ class Channel:
         self._link = link
         self._inbox: asyncio.Queue[Received | BaseException] = asyncio.Queue()
 
-    async def send(self, frame: Frame) -> None:
+    async def send(self, frame: frames.FromDevice) -> None:
         self.uplink_bytes += await self._link.send(frame)
 
     async def receive(self, kind: type[F]) -> F:
@@ -63,8 +64,13 @@ class Channel:
 class DeviceLink:
     """One connection after hello and welcome, shared by any number of channels."""
 
-    def __init__(self, transport: Transport, welcome: Welcome) -> None:
+    number = 0  # for observers: a device has one link
+
+    def __init__(
+        self, transport: Transport, welcome: Welcome, observers: Sequence[Observer] = ()
+    ) -> None:
         self.welcome = welcome
+        self.observers = observers
         self.id_bits = frames.id_bits(welcome.vocabulary_size)
         self._transport = transport
         self._channels: dict[int, Channel] = {}
@@ -79,6 +85,7 @@ class DeviceLink:
         drafter: str,
         fingerprint: str | None,
         spectral_efficiency: float = 1.0,
+        observers: Sequence[Observer] = (),
     ) -> DeviceLink:
         """Say hello. Raise PeerError if the server declines or does not answer."""
         hello = Hello(PROTOCOL_VERSION, drafter, fingerprint, spectral_efficiency)
@@ -102,11 +109,18 @@ class DeviceLink:
                     code="version_mismatch",
                 )
             case Welcome():
-                return cls(transport, answer)
+                for observer in observers:
+                    observer.joined(cls.number, hello)
+                return cls(transport, answer, observers)
             case Error():
                 raise _refusal(answer)
             case _:
                 raise PeerError("the server's first message must be welcome", code="out_of_order")
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the server can be heard."""
+        return self._end is None
 
     @contextlib.contextmanager
     def channel(self) -> Iterator[Channel]:
@@ -127,7 +141,7 @@ class DeviceLink:
             tokens = await channel.receive(Tokens)
         return frames.unpack_ids(tokens.ids, self.id_bits, self.welcome.vocabulary_size)
 
-    async def send(self, frame: Frame) -> int:
+    async def send(self, frame: frames.FromDevice) -> int:
         """Send, and return the number of bytes of payload."""
         data = frames.encode(frame)
         if len(data) > frames.MAX_FRAME_BYTES:
@@ -138,6 +152,8 @@ class DeviceLink:
             )
         with contextlib.suppress(TransportClosed):  # the reader tells every channel
             await self._transport.send(data)
+        for observer in self.observers:
+            observer.up(self.number, frame)
         return len(data)
 
     async def close(self) -> None:
@@ -152,6 +168,7 @@ class DeviceLink:
                 frame = frames.decode_from_server(data)
                 match frame:
                     case Error(session=None):
+                        self._tell(frame)
                         end = frame
                         break
                     case Tokens(request=number) | frames.Opened(session=number):
@@ -162,14 +179,22 @@ class DeviceLink:
                         raise PeerError("a second welcome", code="out_of_order")
                 # A channel that is gone has closed its session; what still arrives is late.
                 if number in self._channels:
+                    self._tell(frame)
                     self._channels[number].deliver(Received(frame, len(data)))
         except TransportClosed:
             pass
         except PeerError as error:
             end = Error(None, error.code, str(error))
+        finally:
+            for observer in self.observers:
+                observer.left(self.number)
         self._end = end
         for channel in self._channels.values():
             channel.deliver(Received(end, 0))
+
+    def _tell(self, frame: frames.FromServer) -> None:
+        for observer in self.observers:
+            observer.down(self.number, frame)
 
 
 def _refusal(error: Error) -> PeerError:

@@ -36,9 +36,13 @@ class TargetOptions(msgspec.Struct, frozen=True):
 
 
 def load_engine(options: TargetOptions) -> Engine | CostEngine:
-    """The engine of a model or of a cost model, its passes timed."""
-    is_cost = options.target.startswith(COST_PREFIX)
-    engine = _load_costs(options) if is_cost else load_target(options)
+    """The engine of a model or of a cost model, its passes timed, all that is slow done."""
+    engine: Engine | CostEngine
+    if options.target.startswith(COST_PREFIX):
+        engine = _load_costs(options)
+    else:
+        engine = load_target(options)
+        engine.grammars.prepare()
     engine.info = msgspec.structs.replace(engine.info, passes=time_passes(engine))
     return engine
 

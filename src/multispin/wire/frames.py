@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -49,9 +49,14 @@ class Welcome(msgspec.Struct, array_like=True, frozen=True, tag=1):
     mode: Mode
 
 
-class ChatMessage(msgspec.Struct, frozen=True):
+class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One turn of a chat, as OpenAI's API has it; ``content`` may be None beside tool calls."""
+
     role: str
-    content: str
+    content: str | None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
 
 
 class Open(msgspec.Struct, array_like=True, frozen=True, tag=2):
@@ -60,7 +65,11 @@ class Open(msgspec.Struct, array_like=True, frozen=True, tag=2):
     The prompt is text, or chat messages to which the target's template is applied.
     ``draft_length`` is the most unverified tokens that the device wants to draft ahead; 0 leaves
     all to the server.
-    With ``wants_text`` every verdict carries the committed bytes too.
+    With ``wants_text`` every verdict carries the committed bytes too. ``trace`` is the session's
+    place in a trace (W3C traceparent), or empty.
+    ``num_logprobs`` is how many of the most likely tokens come with each committed one's
+    log-probability, -1 for no log-probabilities at all. ``json_schema`` is a JSON Schema that the
+    text follows, ``tools`` a JSON array of tools for the chat template; both as JSON, or empty.
     """
 
     session: int
@@ -72,6 +81,10 @@ class Open(msgspec.Struct, array_like=True, frozen=True, tag=2):
     draft_length: int
     stop: list[str] = []
     wants_text: bool = False
+    trace: str = ""
+    num_logprobs: int = -1
+    json_schema: str = ""
+    tools: str = ""
 
 
 class Opened(msgspec.Struct, array_like=True, frozen=True, tag=3):
@@ -102,13 +115,28 @@ class Draft(msgspec.Struct, array_like=True, frozen=True, tag=4):
     proposals: list[tuple[bytes, bytes]] = []
 
 
+class TokenLogprobs(msgspec.Struct, array_like=True, frozen=True):
+    """A committed token, its natural log-probability, its bytes, and the same of the most likely
+    tokens in its place, in their order.
+
+    Probabilities are the target's own: before bias, penalties, temperature and any JSON Schema.
+    Tokens without bytes of their own are told by their names.
+    """
+
+    id: int
+    logprob: float
+    piece: bytes
+    top: list[tuple[int, float, bytes]]
+
+
 class Verdict(msgspec.Struct, array_like=True, frozen=True, tag=5):
     """Server → device: of the tokens drafted from ``start`` on, ``num_draft`` were verified and
     ``num_accepted`` accepted; ``token`` comes after these: a correction or a bonus.
 
     The first ``num_committed`` of these tokens are committed: all of them, unless ``finish`` says
     that the text ended earlier. ``draft_length`` is the next grant: 0 means that the server goes
-    on alone. Uploads keep to ``upload_bits_per_s``; 0 means no limit.
+    on alone. Uploads keep to ``upload_bits_per_s``; 0 means no limit. ``logprobs`` are those of the
+    committed tokens, where the session asked for them.
     """
 
     session: int
@@ -122,6 +150,7 @@ class Verdict(msgspec.Struct, array_like=True, frozen=True, tag=5):
     upload_bits_per_s: int = 0
     finish: FinishReason | None = None
     text: bytes = b""
+    logprobs: list[TokenLogprobs] = []
 
 
 class Close(msgspec.Struct, array_like=True, frozen=True, tag=6):
@@ -208,7 +237,9 @@ def pack_ids(ids: Iterable[int] | TokenIds, bits: int) -> bytes:
 
 def unpack_ids(data: bytes, bits: int, vocabulary_size: int) -> TokenIds:
     """Inverse of pack_ids; raise PeerError (bad_frame) for an id outside the vocabulary."""
-    return _checked(_unpack(data, bits), vocabulary_size)
+    ids = _unpack(data, bits)
+    _check(ids, vocabulary_size)
+    return np.array(ids, np.int32)
 
 
 def pack_tokens(ids: TokenIds, levels: npt.NDArray[np.uint8], bits: int) -> bytes:
@@ -216,15 +247,16 @@ def pack_tokens(ids: TokenIds, levels: npt.NDArray[np.uint8], bits: int) -> byte
     return pack_ids(ids | levels.astype(np.int32) << bits, bits + LEVEL_BITS)
 
 
-def unpack_tokens(
-    data: bytes, bits: int, vocabulary_size: int
-) -> tuple[TokenIds, npt.NDArray[np.uint8]]:
+def unpack_tokens(data: bytes, bits: int, vocabulary_size: int) -> tuple[list[int], bytes]:
     """Inverse of pack_tokens: ids and levels; raise PeerError as unpack_ids does."""
     values = _unpack(data, bits + LEVEL_BITS)
-    return _checked(values & ((1 << bits) - 1), vocabulary_size), (values >> bits).astype(np.uint8)
+    mask = (1 << bits) - 1
+    ids = [value & mask for value in values]
+    _check(ids, vocabulary_size)
+    return ids, bytes([value >> bits for value in values])
 
 
-def _unpack(data: bytes, bits: int) -> npt.NDArray[np.int64]:
+def _unpack(data: bytes, bits: int) -> list[int]:
     values = []
     mask = (1 << bits) - 1
     for begin in range(0, len(data), bits):
@@ -232,16 +264,14 @@ def _unpack(data: bytes, bits: int) -> npt.NDArray[np.int64]:
         for _ in range(min(8, (len(data) - begin) * 8 // bits)):
             values.append(number & mask)
             number >>= bits
-    return np.array(values, np.int64)
+    return values
 
 
-def _checked(ids: npt.NDArray[np.int64], vocabulary_size: int) -> TokenIds:
-    if len(ids) and int(ids.max()) >= vocabulary_size:
+def _check(ids: list[int], vocabulary_size: int) -> None:
+    if ids and max(ids) >= vocabulary_size:
         raise PeerError(
-            f"token id {int(ids.max())} is outside the vocabulary of {vocabulary_size}",
-            code="bad_frame",
+            f"token id {max(ids)} is outside the vocabulary of {vocabulary_size}", code="bad_frame"
         )
-    return ids.astype(np.int32)
 
 
 def is_proposal(ids: TokenIds, counts: bytes) -> bool:
@@ -258,21 +288,23 @@ class PrefixDigest:
     Incremental, so that a session pays for each committed token once.
     """
 
-    def __init__(self, ids: Iterable[int] | TokenIds = ()) -> None:
+    def __init__(self, ids: Iterable[int] | TokenIds | memoryview = ()) -> None:
         self._hash = hashlib.blake2b(digest_size=8)
         self.update(ids)
 
-    def update(self, ids: Iterable[int] | TokenIds) -> None:
+    def update(self, ids: Iterable[int] | TokenIds | memoryview) -> None:
         self._hash.update(_id_bytes(ids))
 
-    def digest(self, more: Iterable[int] | TokenIds = ()) -> bytes:
+    def digest(self, more: Iterable[int] | TokenIds | memoryview = ()) -> bytes:
         """The digest, as it would be after ``more``."""
         longer = self._hash.copy()
         longer.update(_id_bytes(more))
         return longer.digest()
 
 
-def _id_bytes(ids: Iterable[int] | TokenIds) -> bytes:
+def _id_bytes(ids: Iterable[int] | TokenIds | memoryview) -> bytes | memoryview:
+    if isinstance(ids, memoryview):
+        return ids
     if isinstance(ids, np.ndarray):
         return ids.astype("<i4", copy=False).tobytes()
     return np.fromiter(ids, dtype="<i4").tobytes()

@@ -1,0 +1,140 @@
+"""Who writes the texts behind an endpoint: this server, or a server that this device drafts for.
+
+One way for both: `net.device.Device`. On the server it has no drafter, and its link does not leave
+the process: its texts go through the same batches, under the same limits, as everybody's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol, TypeAlias
+
+from multispin.errors import PeerError
+from multispin.net.device import Device, Request, Writing
+from multispin.net.link import DeviceLink
+from multispin.net.server import EdgeServer
+from multispin.net.transport import MemoryTransport
+from multispin.types import AcceptanceRule
+
+NO_DRAFTER = "none"
+MAX_WAITING = 64  # texts that wait for a place at a device's drafter
+
+
+class Texts(Protocol):
+    """What the endpoints know of whoever writes."""
+
+    @property
+    def target(self) -> str: ...
+    @property
+    def context_length(self) -> int: ...
+    @property
+    def drafter(self) -> str: ...
+    @property
+    def draft_length(self) -> int:
+        """Of requests that do not state one."""
+        ...
+
+    @property
+    def rule(self) -> AcceptanceRule:
+        """Of requests above temperature 0 that do not name one."""
+        ...
+
+    @property
+    def is_up(self) -> bool:
+        """Whether texts can be written now."""
+        ...
+
+    def write(self, request: Request) -> AbstractAsyncContextManager[Writing]:
+        """As `Device.write`: open a session, iterate for what is committed, leave to close it."""
+        ...
+
+
+# Raises MultispinError (code loading) while there is nobody yet.
+FindTexts: TypeAlias = Callable[[], Texts]
+
+
+class ServerTexts:
+    """Texts of a server in this process, by the target alone."""
+
+    drafter = NO_DRAFTER
+    draft_length = 0
+    rule: AcceptanceRule = "coupled"
+
+    def __init__(self, server: EdgeServer) -> None:
+        self._server = server
+        self._serving: set[asyncio.Task[None]] = set()
+        self.target = server.core.info.target
+        self.context_length = server.core.info.context_length
+
+    @property
+    def is_up(self) -> bool:
+        return self._server.engine.ready
+
+    @contextlib.asynccontextmanager
+    async def write(self, request: Request) -> AsyncIterator[Writing]:
+        """On a link of its own: a long prompt holds up no other request, and whatever happens to
+        this one, the end of its link ends its session."""
+        near, far = MemoryTransport.pair()
+        serving = asyncio.create_task(self._server.serve(far))
+        self._serving.add(serving)
+        serving.add_done_callback(self._serving.discard)
+        try:
+            link = await DeviceLink.greet(near, NO_DRAFTER, None)
+            device = Device(link, None)
+            try:
+                async with device.write(request) as writing:
+                    yield writing
+            finally:
+                await device.close()
+        finally:
+            await near.close()
+
+
+class DeviceTexts:
+    """Texts of a device agent: it drafts, the server at the other end of its link verifies."""
+
+    def __init__(
+        self,
+        device: Device,
+        drafter: str,
+        *,
+        num_places: int,
+        draft_length: int,
+        rule: AcceptanceRule = "coupled",
+    ) -> None:
+        self._device = device
+        self._places = asyncio.Semaphore(num_places)
+        self._num_waiting = 0
+        self.target = device.link.welcome.target
+        self.context_length = device.link.welcome.context_length
+        self.drafter = drafter
+        self.draft_length = draft_length
+        self.rule = rule
+
+    @property
+    def is_up(self) -> bool:
+        return self._device.link.is_up
+
+    @contextlib.asynccontextmanager
+    async def write(self, request: Request) -> AsyncIterator[Writing]:
+        """Waits for a place at the drafter first."""
+        async with self._place(), self._device.write(request) as writing:
+            yield writing
+
+    @contextlib.asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        if self._num_waiting >= MAX_WAITING:
+            message = f"{self._num_waiting} texts are waiting already: try again later, or start "
+            raise PeerError(message + "the device with a larger --max-sessions", code="overloaded")
+        self._num_waiting += 1
+        try:
+            await self._places.acquire()
+        finally:
+            self._num_waiting -= 1
+        try:
+            yield
+        finally:
+            self._places.release()

@@ -1,0 +1,381 @@
+"""Texts from a server, drafted for in this process: `AsyncClient`, and `Client` for plain code."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import copy
+import os
+import secrets
+import threading
+import weakref
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Self, TypeAlias, TypedDict, TypeVar, Unpack
+
+import msgspec
+
+from multispin.catalog import find_model
+from multispin.core.device import Committed, SpeculationStats
+from multispin.errors import BadInput, MultispinError
+from multispin.net.device import Device, Request, Writing
+from multispin.net.drafting import REPLAY_PREFIX, DrafterOptions, connect
+from multispin.types import AcceptanceRule, FinishReason, SamplingParams
+from multispin.wire.frames import ChatMessage
+
+T = TypeVar("T")
+Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
+Provenance: TypeAlias = Literal["accepted", "correction", "bonus", "server"]
+
+DRAFTERS_WITHOUT_FILE = ("lookup", "ngram", "none")
+MANY = 1 << 16  # texts at a time: without a model they cost a device next to nothing
+# As the command line's.
+DRAFT = "lookup"
+DRAFT_LENGTH = 4
+MAX_TOKENS = 256
+
+
+class Drafting(TypedDict, total=False):
+    """How to draft. ``draft`` is a catalog name, a GGUF path, hf:owner/repo/file.gguf, lookup,
+    ngram, replay:FILE, or none: the server alone. A model drafts for ``num_sequences`` texts at a
+    time; others wait."""
+
+    draft: str
+    num_sequences: int
+    context_length: int
+    threads: int
+    gpu_layers: int
+
+
+class Options(TypedDict, total=False):
+    """How to write a text; what is left out is as in `multispin complete`."""
+
+    max_tokens: int
+    draft_length: int
+    seed: int | None
+    stop: str | Sequence[str]
+    acceptance_rule: AcceptanceRule | None
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: dict[int, float]
+
+
+class Token(NamedTuple):
+    """A token, and who proposed it.
+
+    accepted: the drafter. The server: a correction after a rejection, a bonus after a draft that
+    was accepted to its end, or server: nothing was drafted.
+    """
+
+    id: int
+    provenance: Provenance
+
+
+class Commit(NamedTuple):
+    """Tokens that became part of a text together.
+
+    ``text`` has whole characters and no beginning of a stop sequence: it may lag behind the tokens.
+    """
+
+    text: str
+    tokens: list[Token]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A text; ``finish_reason`` is None while it is being written."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None
+    prompt_tokens: int
+    seed: int
+    acceptance_rule: AcceptanceRule
+    speculation: SpeculationStats
+
+
+class AsyncClient:
+    """A link to the server at HOST:PORT, and a drafter.
+
+    ``async with AsyncClient("127.0.0.1:8600", draft="lookup") as client: ...``
+
+    Raises BadInput for what the caller can put right, a server that does not answer included, and
+    PeerError for what the server refuses; both are MultispinErrors.
+    """
+
+    def __init__(self, server: str, **drafting: Unpack[Drafting]) -> None:
+        self._server = server
+        self._drafting: Drafting = {"draft": DRAFT, "threads": os.cpu_count() or 1, **drafting}
+        self._device: Device | None = None
+        self._writing: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        draft, path = self._drafting["draft"], None
+        if draft not in DRAFTERS_WITHOUT_FILE and not draft.startswith(REPLAY_PREFIX):
+            path = os.fspath(await asyncio.to_thread(find_model, draft))
+        options = DrafterOptions(path=path, **self._drafting)
+        is_model = path is not None or draft == "ngram"
+        self._places = asyncio.Semaphore(options.num_sequences if is_model else MANY)
+        try:
+            self._device = await connect(self._server, options)
+        except BadInput as error:
+            field = error.field.removeprefix("--")
+            raise BadInput(field, error.value, error.remedy, code=error.code) from None
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        device, self._device = self._open_device, None
+        await _cancelled(self._writing)
+        await device.close()
+
+    @property
+    def target(self) -> str:
+        """The server's model."""
+        return self._open_device.link.welcome.target
+
+    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> AsyncStream:
+        """Write a text, or with chat messages ({"role", "content"}) an answer, piece by piece."""
+        return AsyncStream(self, _request(prompt, **options))
+
+    async def complete(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
+        """Write a whole text."""
+        stream = self.stream(prompt, **options)
+        async for _ in stream:
+            pass
+        return stream.completion
+
+    def _start(self, writing: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(writing)
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+        return task
+
+    @contextlib.asynccontextmanager
+    async def _session(self, request: Request) -> AsyncIterator[Writing]:
+        """Waits for a place at the drafter."""
+        device = self._open_device
+        async with self._places, device.write(request) as writing:
+            yield writing
+
+    @property
+    def _open_device(self) -> Device:
+        if self._device is None:
+            raise _closed()
+        return self._device
+
+
+class AsyncStream:
+    """``async for commit in stream``: what is committed, as it is.
+
+    Leaving the iteration early ends the session. Another iteration writes the text anew.
+    """
+
+    def __init__(self, client: AsyncClient, request: Request) -> None:
+        self._client = client
+        self._request = request
+        self._text: list[str] = []
+        self._writing: Writing | None = None
+
+    async def __aiter__(self) -> AsyncIterator[Commit]:
+        # A task of its own drafts on while the caller does other things, and ends with the client.
+        commits: asyncio.Queue[Commit | None] = asyncio.Queue()
+        task = self._client._start(self._write(commits))
+        try:
+            while (commit := await commits.get()) is not None:
+                yield commit
+            await asyncio.wait({task})
+            if task.cancelled():
+                raise _closed()
+            task.result()
+        finally:
+            await _cancelled({task})
+
+    async def _write(self, commits: asyncio.Queue[Commit | None]) -> None:
+        try:
+            async with self._client._session(self._request) as self._writing:
+                self._text = []
+                async for committed in self._writing:
+                    self._text.append(committed.text)
+                    commits.put_nowait(Commit(committed.text, _tokens(committed)))
+        finally:
+            commits.put_nowait(None)
+
+    @property
+    def completion(self) -> Completion:
+        """What is written so far."""
+        if self._writing is None:
+            raise MultispinError("nothing is written yet: iterate over the stream")
+        session = self._writing.session
+        return Completion(
+            text="".join(self._text),
+            token_ids=session.committed,
+            finish_reason=session.finish,
+            prompt_tokens=session.num_prompt,
+            seed=self._request.seed,
+            acceptance_rule=self._request.rule,
+            speculation=copy.deepcopy(self._writing.stats),
+        )
+
+
+class Client:
+    """An `AsyncClient` for code without an event loop: it has one in a thread of its own.
+
+    Connects at once; ``close`` it, or use it in a ``with``. Several threads may share it.
+    """
+
+    def __init__(self, server: str, **drafting: Unpack[Drafting]) -> None:
+        started: concurrent.futures.Future[_Running] = concurrent.futures.Future()
+        client = AsyncClient(server, **drafting)
+        thread = threading.Thread(
+            target=lambda: asyncio.run(_live(client, started)), name="multispin-client", daemon=True
+        )
+        thread.start()
+        self._running = started.result()
+        self._stop = weakref.finalize(self, _stop, self._running, thread)  # at exit at the latest
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all sessions and the link."""
+        self._stop()
+
+    @property
+    def target(self) -> str:
+        """The server's model."""
+        return self._running.client.target
+
+    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
+        """As AsyncClient.stream."""
+        return Stream(self, self._running.client.stream(prompt, **options))
+
+    def complete(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
+        """As AsyncClient.complete."""
+        return self._running.run(self._running.client.complete(prompt, **options))
+
+
+class Stream:
+    """As AsyncStream: ``for commit in stream``."""
+
+    def __init__(self, client: Client, stream: AsyncStream) -> None:
+        self._client = client  # which ends when nobody has it
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[Commit]:
+        commits, running = aiter(self._stream), self._client._running
+        try:
+            while (commit := running.run(_next(commits))) is not None:
+                yield commit
+        except GeneratorExit:  # left early: otherwise it has ended by itself
+            with contextlib.suppress(MultispinError):  # closed, and with it this session
+                running.run(commits.aclose())  # type: ignore[attr-defined]
+            raise
+
+    @property
+    def completion(self) -> Completion:
+        """What is written so far."""
+        return self._stream.completion
+
+
+class _Running(NamedTuple):
+    """A client on an event loop in another thread."""
+
+    client: AsyncClient
+    loop: asyncio.AbstractEventLoop
+    stopped: asyncio.Event
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do it over there and wait."""
+        if self.stopped.is_set():
+            work.close()
+            raise _closed()
+        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        try:
+            return future.result()
+        except concurrent.futures.CancelledError:
+            raise _closed() from None
+        finally:
+            future.cancel()  # at Ctrl-C it does not go on behind our back
+
+
+async def _live(client: AsyncClient, started: concurrent.futures.Future[_Running]) -> None:
+    stopped = asyncio.Event()
+    try:
+        async with client:
+            started.set_result(_Running(client, asyncio.get_running_loop(), stopped))
+            await stopped.wait()
+    except Exception as error:
+        if started.done():
+            raise
+        started.set_exception(error)
+
+
+def _stop(running: _Running, thread: threading.Thread) -> None:
+    running.loop.call_soon_threadsafe(running.stopped.set)
+    if thread is not threading.current_thread():
+        thread.join()
+
+
+async def _cancelled(tasks: set[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _next(commits: AsyncIterator[Commit]) -> Commit | None:
+    return await anext(commits, None)
+
+
+def _closed() -> MultispinError:
+    return MultispinError("the client is closed, or was never opened: use it in a `with`")
+
+
+def _request(
+    prompt: Prompt,
+    *,
+    max_tokens: int = MAX_TOKENS,
+    draft_length: int = DRAFT_LENGTH,
+    seed: int | None = None,
+    stop: str | Sequence[str] = (),
+    acceptance_rule: AcceptanceRule | None = None,
+    **sampling: Any,
+) -> Request:
+    params = SamplingParams(**sampling)
+    params.validate()
+    return Request(
+        prompt=prompt if isinstance(prompt, str) else _messages(prompt),
+        params=params,
+        # At temperature 0 every rule is greedy.
+        rule="greedy" if params.temperature == 0 else acceptance_rule or "coupled",
+        seed=secrets.randbits(32) if seed is None else seed,
+        max_tokens=max_tokens,
+        draft_length=draft_length,
+        stop=[stop] if isinstance(stop, str) else list(stop),
+    )
+
+
+def _messages(prompt: Sequence[Mapping[str, Any]]) -> list[ChatMessage]:
+    try:
+        return msgspec.convert(list(prompt), list[ChatMessage])
+    except msgspec.ValidationError as error:
+        raise BadInput("prompt", "(chat messages)", f"not as they should be: {error}") from None
+
+
+def _tokens(committed: Committed) -> list[Token]:
+    """Each with its provenance: what follows the accepted ones is the server's own."""
+    own: Provenance = "server"
+    if committed.num_draft > 0:
+        own = "bonus" if committed.num_accepted == committed.num_draft else "correction"
+    return [
+        Token(token, "accepted" if index < committed.num_accepted else own)
+        for index, token in enumerate(committed.ids)
+    ]

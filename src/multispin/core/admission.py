@@ -1,0 +1,94 @@
+"""What a server refuses to open, and why."""
+
+from __future__ import annotations
+
+from multispin.core.engine import EngineInfo
+from multispin.errors import BadInput
+from multispin.lm.json_grammar import MAX_SCHEMA_BYTES
+from multispin.types import TokenIds
+from multispin.wire.frames import ChatMessage, Open
+
+MAX_STOPS = 16
+MAX_STOP_LENGTH = 1000
+MAX_LOGPROBS = 20
+# Longer texts cannot fit: few tokens of any vocabulary are longer than so many bytes.
+MAX_BYTES_PER_TOKEN = 64
+
+
+def check_open(message: Open, info: EngineInfo, vocabulary_size: int, max_length: int) -> None:
+    """Raise BadInput for what is wrong with a message, as far as that shows without token ids."""
+    _check_size(message, info.context_length)
+    _check_logits(message, info)
+    message.params.validate()
+    if message.rule == "greedy" and message.params.temperature > 0:
+        raise BadInput("rule", "greedy", "needs temperature 0; above it coupled or rejection")
+    if len(message.stop) > MAX_STOPS or any(len(s) > MAX_STOP_LENGTH for s in message.stop):
+        raise BadInput(
+            "stop",
+            f"{len(message.stop)} sequences",
+            f"at most {MAX_STOPS}, of {MAX_STOP_LENGTH} characters each",
+        )
+    if message.max_tokens < 1:
+        raise BadInput("max_tokens", message.max_tokens, "must be at least 1")
+    if not 0 <= message.seed < 2**63:
+        raise BadInput("seed", message.seed, "must be an integer from 0 to 2^63 - 1")
+    if not 0 <= message.draft_length <= max_length:
+        raise BadInput(
+            "draft_length",
+            message.draft_length,
+            f"this server allows 0 to {max_length}",
+            code="draft_too_long",
+        )
+    for token in message.params.logit_bias:
+        if not 0 <= token < vocabulary_size:
+            raise BadInput("logit_bias", token, "is no token id of the target")
+
+
+def _check_logits(message: Open, info: EngineInfo) -> None:
+    """What is asked for beyond the choice of tokens."""
+    if not -1 <= message.num_logprobs <= MAX_LOGPROBS:
+        remedy = f"must be -1 (no log-probabilities) to {MAX_LOGPROBS}"
+        raise BadInput("num_logprobs", message.num_logprobs, remedy)
+    num_bytes = len(message.json_schema.encode(errors="replace"))
+    if num_bytes > MAX_SCHEMA_BYTES:
+        raise BadInput("json_schema", f"{num_bytes} bytes", f"at most {MAX_SCHEMA_BYTES}")
+    if not info.has_logits and (message.json_schema or message.num_logprobs >= 0):
+        field = "json_schema" if message.json_schema else "num_logprobs"
+        raise BadInput(field, "given", f"the target {info.target} is a record: it has no logits")
+
+
+def _check_size(message: Open, context_length: int) -> None:
+    """Tokenizing holds up everybody's batches: refuse what cannot fit before it is tried."""
+    prompt = message.prompt
+    parts = [prompt] if isinstance(prompt, str) else [_content(turn) for turn in prompt]
+    if message.tools:
+        parts.append(message.tools)
+    num_bytes = sum(len(part.encode(errors="replace")) for part in parts)
+    if num_bytes > MAX_BYTES_PER_TOKEN * context_length or len(parts) > context_length:
+        raise BadInput(
+            "prompt",
+            f"{num_bytes} bytes in {len(parts)} messages",
+            f"the context holds {context_length} tokens: shorten the prompt or serve "
+            "with a larger --ctx-size",
+            code="context_overflow",
+        )
+
+
+def _content(turn: ChatMessage) -> str:
+    """All of it that a template may write."""
+    calls = repr(turn.tool_calls) if turn.tool_calls else ""
+    return "".join((turn.role, turn.content or "", turn.name or "", turn.tool_call_id or "", calls))
+
+
+def check_prompt(prompt: TokenIds, context_length: int) -> None:
+    """Raise BadInput for a prompt, in token ids, that leaves no room for an answer."""
+    if len(prompt) == 0:
+        raise BadInput("prompt", "''", "must not be empty")
+    if len(prompt) >= context_length:
+        raise BadInput(
+            "prompt",
+            f"{len(prompt)} tokens",
+            f"the context holds {context_length}, prompt and answer together: "
+            "shorten the prompt or serve with a larger --ctx-size",
+            code="context_overflow",
+        )

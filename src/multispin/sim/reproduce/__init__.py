@@ -1,0 +1,1 @@
+"""What ``multispin reproduce`` computes: one file for each family of figures."""
