@@ -10,6 +10,7 @@ import os
 import re
 from dataclasses import replace
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +26,14 @@ from multispin.control import (
     solve,
 )
 from multispin.control.exhaustive import exhaustive
-from multispin.control.fairness import least_plan, outage_lengths, plan_value, worth
+from multispin.control.fairness import (
+    bearable_round_s,
+    least_plan,
+    outage_lengths,
+    plan_value,
+    worth,
+)
+from multispin.control.integer import bearable_after
 from multispin.control.outage import gaussian_outage, longest_rounds, token_moments, whole_rounds
 from multispin.errors import BadInput
 
@@ -254,6 +262,35 @@ def test_equals_exhaustive_search_under_the_constraint(block):
         assert plan.goodput_tokens_per_s < solve(problem).goodput_tokens_per_s
 
 
+@pytest.mark.parametrize("seed", [904, 1211])
+def test_where_tokens_and_not_their_upload_make_the_round_too_long(seed):
+    """A tenth is lost without the shortest drafts of a pace, or without shortening the others."""
+    problem = binding_cell(seed)
+    best = exhaustive(problem).goodput_tokens_per_s
+    assert solve(problem, "outage-constrained").goodput_tokens_per_s >= best * (1 - 1e-9)
+
+
+def test_moves_know_the_longest_round_that_every_device_bears():
+    """Groups of up to four moved devices against all devices' own limits."""
+    rng = np.random.default_rng(0)
+    outage = Outage(tokens=20, deadline_s=5.0, max_probability=0.1)
+    for num_devices in (1, 2, 4, 5, 9):
+        problem = replace(
+            random_cell(rng, num_devices),
+            acceptance=rng.uniform(0.6, 0.9, num_devices),
+            objective=Objective("sum", 0.7, outage),
+        )
+        lengths, moved = rng.integers(0, 6, num_devices), rng.integers(0, 9, num_devices)
+        devices = np.arange(num_devices)
+        moves = SimpleNamespace(devices=devices, lengths=moved)
+        size = min(num_devices, 4)
+        picks = np.array([np.resize(rng.permutation(num_devices)[:size], 4) for _ in range(30)])
+        after = np.repeat(lengths[None], 30, axis=0)
+        after[np.arange(30)[:, None], devices[picks]] = moved[picks]
+        expected = bearable_round_s(problem, after).min(axis=-1)
+        assert bearable_after(problem, lengths, moves, picks) == pytest.approx(expected)
+
+
 def test_proportional_fairness_under_the_constraint():
     for problem in binding_cells(range(60), Objective("proportional")):
         found = plan_value(problem, solve(problem, "outage-constrained"))
@@ -304,6 +341,21 @@ def test_twenty_devices_against_a_local_search(seed):
     assert chances(promised, plan).max() <= 0.05 * SLACK < chances(promised, free).max()
     best = max(local_search(promised, start) for start in (least_plan(promised), plan.lengths))
     assert plan.goodput_tokens_per_s >= best * (1 - 2e-3)
+
+
+@pytest.mark.parametrize("seed", [1, 15, 18])
+def test_twelve_devices_against_a_local_search(seed):
+    """Cells in which the moves get stuck at prices that forget how long the round may be."""
+    problem = binding_cell(seed, num_devices=12)
+    plan = solve(problem, "outage-constrained")
+    assert chances(problem, plan).max() <= problem.objective.outage.max_probability * SLACK
+    rng = np.random.default_rng(seed)
+    least = least_plan(problem)
+    starts = [least, plan.lengths, *(least + rng.integers(0, 4, (20, 12)))]
+    best = max(
+        local_search(problem, np.minimum(start, problem.max_draft_length)) for start in starts
+    )
+    assert plan.goodput_tokens_per_s >= best * (1 - 1e-3)
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -103,7 +103,6 @@ def test_every_answer_that_stops_is_valid_and_drafting_changes_none() -> None:
         assert finishes["stop"] >= 0.8 * NUM_ANSWERS, finishes
         assert written == expected
         assert num_accepted > NUM_ANSWERS
-        print(finishes, num_accepted, sum(len(ids) for ids, _, _ in expected))
 
     arguments = ("--reproducible", "--ctx-size", "512", "--max-sessions", str(AT_ONCE))
     with serving("smollm2-135m", *arguments) as (_, address):

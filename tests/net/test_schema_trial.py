@@ -94,7 +94,7 @@ def test_a_schema_that_is_being_tried_stops_nobody() -> None:
 
         server._trials = SchemaTrials(attempt)
         async with device(server, "none") as hostile, device(server, "weaker") as good:
-            bad = asyncio.create_task(text_of(hostile, wanted(json_schema=ENDLESS)))
+            bad = asyncio.create_task(text_of(hostile, wanted(json_schema=CITY)))
             ids, _ = await text_of(good, wanted())
             assert ids == write(request(), "none").session.committed
             others_are_done.set()

@@ -1,6 +1,7 @@
 import re
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,8 +10,22 @@ from hypothesis import strategies as st
 from multispin.errors import PeerError
 from multispin.types import SamplingParams
 from multispin.wire import frames
-from multispin.wire.frames import Draft, Hello, Open, PrefixDigest, Verdict, Welcome
+from multispin.wire.frames import (
+    ChatMessage,
+    Draft,
+    Hello,
+    Open,
+    PrefixDigest,
+    TokenLogprobs,
+    Verdict,
+    Welcome,
+)
 
+CHAT = [
+    ChatMessage("user", "hi", name="ann"),
+    ChatMessage("assistant", None, tool_calls=[{"id": "c", "function": {"name": "f"}}]),
+    ChatMessage("tool", "no", tool_call_id="c"),
+]
 DOCS = Path(__file__).parents[2] / "docs" / "protocol.md"
 
 
@@ -57,6 +72,8 @@ def test_the_digest_depends_on_every_token_and_not_on_the_portions() -> None:
         Hello(1, "lookup"),
         Open(1, "text", SamplingParams(logit_bias={3: 1.0}), "coupled", 7, 16, 4, ["\n"], True),
         Open(2, [frames.ChatMessage("user", "hi")], SamplingParams(), "greedy", 7, 16, 4),
+        Open(3, CHAT, SamplingParams(), "greedy", 7, 16, 4, num_logprobs=20, json_schema="{}"),
+        Open(4, CHAT, SamplingParams(), "greedy", 7, 16, 4, tools='[{"type":"function"}]'),
         Draft(1, 0, 9, b"8" * 8, b"abc", 1500, [(b"ab", b"cd")]),
     ],
 )
@@ -70,6 +87,9 @@ def test_device_frames_come_back(frame: frames.FromDevice) -> None:
         Welcome(1, "t", "f", 100, [0], 64, 8, False, "window"),
         Verdict(1, 0, 9, 3, 2, 3, 77, 4),
         Verdict(1, 0, 9, 3, 2, 3, 77, 4, 9600, "stop", b"\xff"),
+        Verdict(
+            1, 0, 9, 0, 0, 1, 77, 4, logprobs=[TokenLogprobs(77, -0.5, b"a", [(3, -1.0, b"")])]
+        ),
         frames.Error(None, "bad_frame", "no"),
     ],
 )
@@ -129,3 +149,10 @@ def test_the_vectors_of_the_documentation_hold() -> None:
 def test_proposals_are_checked(counts: list[int], ids: list[int], good: bool) -> None:
     data = (np.array(counts, np.int64) - 1).astype("<u2").tobytes()
     assert frames.is_proposal(np.array(ids, np.int32), data) == good
+
+
+def test_what_nobody_asks_for_costs_no_bytes() -> None:
+    assert frames.encode(Verdict(1, 0, 9, 3, 2, 3, 77, 4))[-1:] == b"\x90"
+    assert msgspec.msgpack.encode(ChatMessage("user", "hi")) == msgspec.msgpack.encode(
+        {"role": "user", "content": "hi"}
+    )

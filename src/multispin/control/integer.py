@@ -99,7 +99,7 @@ def _neighbours(problem: Problem, plan: Valued) -> Lengths:
     tokens = changed(float(plan.lengths.sum()), moves.tokens)
     latest = break_even_round_s(problem, total, float(plan.value))
     if problem.objective.owes:
-        latest = np.minimum(latest, _bearable_after(problem, plan.lengths, moves, picks))
+        latest = np.minimum(latest, bearable_after(problem, plan.lengths, moves, picks))
     latest -= problem.overhead_s(tokens[:, None])
     later = latest - plan.deadline_s
     bound = changed(need, moves.need_hz) - later * changed(fall, moves.fall)
@@ -114,7 +114,7 @@ def _neighbours(problem: Problem, plan: Valued) -> Lengths:
     return np.asarray(candidates[better[np.argsort(needs[better])[:16]]])
 
 
-def _bearable_after(
+def bearable_after(
     problem: Problem, lengths: Lengths, moves: _Moves, picks: npt.NDArray[np.int64]
 ) -> Floats:
     """The longest round [C] that every device bears after the moves of ``picks`` [C, 4]."""

@@ -37,12 +37,14 @@ NUM_REPORTS = 200  # of progress
 def simulate_core(
     cell: Cell,
     mode: Mode,
-    policy: str,
+    policy: str | None,
     num_rounds: int,
     seed: int,
     on_progress: Progress | None = None,
 ) -> Trace:
     """``num_rounds`` verification passes from time 0, when the devices say hello.
+
+    Without a policy each device drafts as far as it may, at an equal share of the band.
 
     Raises BadInput for an unknown policy, for what the running server cannot do, and for a device
     whose draft would never arrive.
@@ -63,7 +65,7 @@ def simulate_core(
             max_rows=problem.num_devices * (problem.max_draft_length + 1),  # everybody in one pass
             mode=mode,
         ),
-        control=ControlSettings(policy, bandwidth_hz=problem.bandwidth_hz),
+        control=ControlSettings(policy, bandwidth_hz=problem.bandwidth_hz if policy else None),
     )
     virtual = VirtualCell(
         _engine(cell, texts, limits.batch.max_rows),
@@ -78,7 +80,7 @@ def simulate_core(
     return log.trace(virtual.events.now)
 
 
-def _check(cell: Cell, mode: Mode, policy: str) -> None:
+def _check(cell: Cell, mode: Mode, policy: str | None) -> None:
     """The running server has one objective, does no harm, and knows nothing of the channel."""
     problem = cell.problem
     asked: dict[str, tuple[object, object]] = {
@@ -114,6 +116,8 @@ def _engine(cell: Cell, texts: SyntheticTexts, max_rows: int) -> CostEngine:
         per_sequence_s=cell.problem.verify_per_device_s,
         per_row_s=cell.problem.verify_per_token_s,
     )
+    if cell.curve:
+        costs = Costs(rows=cell.curve.rows, seconds=cell.curve.seconds)
     engine = CostEngine(texts.engine(max_rows), costs, "synthetic", clock=watch, sleep=watch.sleep)
     engine.info = msgspec.structs.replace(engine.info, passes=time_passes(engine))
     return engine
@@ -126,7 +130,14 @@ def _device(
     payload = Payload(float(problem.bits_per_token[index]), float(problem.bits_per_draft[index]))
     return VirtualDevice(
         write=partial(texts.text, index),
-        upload=_Uplink(channel, index, payload, texts.token_bits, efficiency).upload,
+        upload=_Uplink(
+            channel,
+            index,
+            payload,
+            texts.token_bits,
+            efficiency,
+            problem.bandwidth_hz / problem.num_devices,
+        ).upload,
         draft_s_per_token=float(problem.draft_s_per_token[index]),
         round_trip_s=problem.round_trip_s,
         spectral_efficiency=efficiency,
@@ -145,19 +156,21 @@ class _Uplink:
         payload: Payload,
         token_bits: int,  # of the frame
         efficiency: float,  # bit/s/Hz
+        equal_share_hz: float,  # for who is granted no rate
     ) -> None:
         self._channel = channel
         self._index = index
         self._payload = payload
         self._token_bits = token_bits
         self._efficiency = efficiency
+        self._equal_share_hz = equal_share_hz
         self._radio = channel.radio.rows(np.array([index]))
         self._known_hz = self._known_rate = 0.0
 
     def upload(self, start_s: float, draft: Draft, bits_per_s: int) -> float:
         num_tokens = 8 * len(draft.tokens) // self._token_bits
         bits = self._payload.bits_per_draft + num_tokens * self._payload.bits_per_token
-        bandwidth_hz = bits_per_s / self._efficiency
+        bandwidth_hz = bits_per_s / self._efficiency or self._equal_share_hz
         if self._radio.is_constant and (rate := self._rate(bandwidth_hz)) > 0:
             return start_s + bits / rate
         return self._channel.transmit_one(self._index, start_s, bits, bandwidth_hz)
