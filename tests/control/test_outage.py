@@ -424,7 +424,7 @@ def test_impossible_promises_are_refused(changes, field):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_plan_keeps_about_its_promise_under_the_exact_law(seed):
-    """The Gaussian is an approximation: at 5 % the true figure stays below 7 % here."""
+    """The devices that bind accept little, and for these the Gaussian errs on the safe side."""
     rng = np.random.default_rng(seed)
     problem = paper_cell(rng)
     deadline_s = 20 * solve(problem).round_s
@@ -436,5 +436,5 @@ def test_the_plan_keeps_about_its_promise_under_the_exact_law(seed):
         exact_outage(float(a), int(length), rounds, promised.objective.outage.tokens)
         for a, length in zip(problem.acceptance, plan.lengths, strict=True)
     ]
-    assert max(exact) < 0.07
+    assert 0.01 < max(exact) < 0.05
     assert bandwidth_for(promised, plan.lengths).round_s == pytest.approx(plan.round_s)

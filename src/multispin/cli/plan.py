@@ -117,7 +117,7 @@ def _show_comparison(console: Any, rows: list[dict[str, Any]]) -> None:
     usable = {row["policy"]: row["goodput_tokens_per_s"] for row in rows if "reason" not in row}
     server = usable.get("server-only")
     table = Table(title="all policies")
-    table.add_column("policy")
+    table.add_column("policy", no_wrap=True)
     for heading in ("tokens/s", "over server-only", "mean draft length", "round ms"):
         table.add_column(heading, justify="right")
     for row in rows:

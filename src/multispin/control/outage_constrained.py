@@ -50,8 +50,8 @@ def outage_constrained(problem: Problem) -> Plan:
         raise BadInput(
             "objective.outage_tokens",
             "(missing)",
-            "policy outage-constrained keeps outage_tokens, outage_deadline_s and max_outage of "
-            "[objective]: give all three",
+            "policy outage-constrained needs objective.outage_tokens, outage_deadline_s and "
+            "max_outage to keep: give all three",
         )
     free = heterogeneous(without_outage(problem))
     known = valued(problem, np.stack([free.lengths, require_minimum(problem)]))
