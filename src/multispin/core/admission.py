@@ -1,18 +1,20 @@
-"""What a server refuses to open, and why."""
+"""What a server refuses, and why."""
 
 from __future__ import annotations
 
+from multispin.acceptance import PROPOSAL_TOTAL
 from multispin.core.engine import EngineInfo
-from multispin.errors import BadInput
+from multispin.errors import BadInput, PeerError
 from multispin.lm.json_grammar import MAX_SCHEMA_BYTES
 from multispin.types import TokenIds
-from multispin.wire.frames import ChatMessage, Open
+from multispin.wire.frames import ChatMessage, Draft, Open, is_proposal, unpack_ids
 
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 1000
 MAX_LOGPROBS = 20
 # Longer texts cannot fit: few tokens of any vocabulary are longer than so many bytes.
 MAX_BYTES_PER_TOKEN = 64
+MAX_PROPOSAL_BYTES = 1 << 13  # of the ids, and of the counts, of one proposal
 
 
 def check_open(message: Open, info: EngineInfo, vocabulary_size: int, max_length: int) -> None:
@@ -92,3 +94,29 @@ def check_prompt(prompt: TokenIds, context_length: int) -> None:
             "shorten the prompt or serve with a larger --ctx-size",
             code="context_overflow",
         )
+
+
+def unpack_proposals(
+    message: Draft, ids: list[int], id_bits: int, vocabulary_size: int
+) -> list[tuple[bytes, bytes]]:
+    """Ids, as int32, and counts of each proposal, checked against the draft's tokens.
+
+    Raise PeerError (bad_frame) for what no drafter could have drawn from.
+    """
+    if len(message.proposals) != len(ids):
+        raise PeerError(
+            f"draft.proposals = {len(message.proposals)} for {len(ids)} tokens: the rule "
+            "'rejection' needs one for each",
+            code="bad_frame",
+        )
+    checked = []
+    for token, (packed, counts) in zip(ids, message.proposals, strict=True):
+        kept = unpack_ids(packed[:MAX_PROPOSAL_BYTES], id_bits, vocabulary_size)
+        if not is_proposal(kept, counts) or token not in kept:
+            raise PeerError(
+                "draft.proposals: ids must ascend and hold the drafted one, counts must "
+                f"sum to {PROPOSAL_TOTAL}",
+                code="bad_frame",
+            )
+        checked.append((kept.astype("<i4").tobytes(), counts))
+    return checked

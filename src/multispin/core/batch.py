@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def form_batch(
     sessions: Iterable[Session], limits: BatchLimits, pass_s: Floats, now: float
 ) -> list[tuple[Session, Work]]:
     """Choose among sessions that hold a sequence and are not busy. ``pass_s[n - 1]``: n rows."""
-    waiting = sorted(sessions, key=lambda s: s.waiting_since)
+    waiting = sorted(sessions, key=attrgetter("waiting_since"))
     past_prompt = [session for session in waiting if session.num_uncached == 1]
     if limits.mode == "window":
         chosen = _most_tokens_per_second(past_prompt, limits, pass_s)

@@ -11,14 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
-from multispin.acceptance import PROPOSAL_TOTAL
-from multispin.core.admission import check_open, check_prompt
+from multispin.core.admission import check_open, check_prompt, unpack_proposals
 from multispin.core.batch import BatchLimits, form_batch, only_verifies, round_opens_in
 from multispin.core.confidence import Calibration
 from multispin.core.controller import Controller, ControlSettings, SessionKey
-from multispin.core.engine import Batch, EngineInfo, Outcome, PassTime, StepResult, Work
+from multispin.core.engine import Batch, EngineInfo, Outcome, StepResult, Work
 from multispin.core.placement import Placement
 from multispin.core.session import Session
 from multispin.errors import BadInput, MultispinError, PeerError
@@ -27,7 +26,6 @@ from multispin.wire import frames
 from multispin.wire.frames import Close, Draft, Error, Open, Opened
 from multispin.wire.payload import Payload, payload
 
-MAX_PROPOSAL_BYTES = 1 << 13  # of the ids, and of the counts, of one proposal
 MAX_ENDED = 1024  # finished sessions whose late drafts are known for what they are
 MAX_CRASHES = 3  # a session that was in this many crashed batches is ended
 
@@ -38,6 +36,13 @@ class ServerLimits:
     max_waiting: int = 256  # sessions queued for a free sequence
     batch: BatchLimits = field(default_factory=BatchLimits)
     control: ControlSettings = field(default_factory=ControlSettings)
+
+
+class Passed(NamedTuple):
+    """A pass that is over."""
+
+    works: list[Work]
+    result: StepResult
 
 
 Outgoing: TypeAlias = tuple[Hashable, frames.FromServer]  # the frame is for the device of the link
@@ -67,16 +72,17 @@ class ServerCore:
         self.limits = limits
         self.counters = Counters()
         self.vocabulary = info.vocabulary()
-        self.id_bits = frames.id_bits(self.vocabulary.size)
+        self._num_ids = self.vocabulary.size
+        self.id_bits = frames.id_bits(self._num_ids)
         self.controller = Controller(
             limits.control,
-            payload("coupled", self.vocabulary.size),
+            payload("coupled", self._num_ids),
             limits.max_draft_length,
             clock,
             limits.batch.mode,
         )
         for timed in info.passes:
-            self._time(timed)
+            self.controller.passed(timed.num_rows, timed.num_sequences, timed.seconds)
         self._clock = clock
         self._sessions: dict[SessionKey, Session] = {}
         self._calibrations: dict[Hashable, Calibration] = {}
@@ -84,10 +90,9 @@ class ServerCore:
         self._ended: dict[SessionKey, None] = {}
         self._placement = Placement(info.num_sequences)
         self._running: list[tuple[Session, Work]] = []
-        self._num_rows = 0  # of the running batch
-        self._only_verifies = False
-        self._passed: PassTime | None = None  # which the controller has not heard of
-        self._answered: list[Session] = []  # whose verdicts the controller has not heard of
+        # Of the last pass, until it is learned from.
+        self._passed: Passed | None = None
+        self._answered: list[Session] = []
 
     @property
     def num_sessions(self) -> int:
@@ -157,60 +162,46 @@ class ServerCore:
             error = PeerError(f"session = {message.session}: is not open", code="unknown_session")
             return [self._error(link, message.session, error)]
         try:
-            ids, levels = frames.unpack_tokens(message.tokens, self.id_bits, self.vocabulary.size)
+            ids, levels = frames.unpack_tokens(message.tokens, self.id_bits, self._num_ids)
             if (repeated := session.repeated(message, len(ids))) is not None:
                 return [(link, repeated)]
             if session.is_stale(message):
                 self.counters.num_stale_drafts += 1
                 return []
-            session.take(message, ids, levels, self._proposals(session, ids, message))
+            proposals = []
+            if session.sends_proposals:
+                proposals = unpack_proposals(message, ids, self.id_bits, self._num_ids)
+            session.take(message, ids, levels, proposals)
         except PeerError as error:
             self._end(session)
             return [self._error(link, message.session, error)]
-        now = self._clock()
-        turnaround_s = None if session.turn_since is None else now - session.turn_since
-        self.controller.drafted(session.key, len(ids), message.drafting * 1e-4, turnaround_s)
-        session.turn_since = None
+        session.num_heard += len(ids)
+        session.drafting += message.drafting
+        if session.turn_since is not None:
+            self._heard(session, self._clock() - session.turn_since)
+            session.turn_since = None
         self._learn(session)
         if not session.is_window:
-            session.waiting_since = now
+            session.waiting_since = self._clock()
         return []
+
+    def _heard(self, session: Session, turnaround_s: float | None) -> None:
+        """How fast the device drafts, and answers a verdict."""
+        drafting_s = 1e-4 * session.drafting
+        self.controller.drafted(session.key, session.num_heard, drafting_s, turnaround_s)
+        session.num_heard = session.drafting = 0
 
     def _learn(self, session: Session, *, is_answered: bool = False) -> None:
         """What the session's drafted tokens were worth."""
         if is_answered:
             self.controller.answered(session.key)
+            if session.num_heard:
+                self._heard(session, None)
         if session.compared:
             for levels, num_same in session.compared:
                 session.calibration.observe(levels, num_same)
                 self.controller.compared(session.key, len(levels), num_same)
             session.compared.clear()
-
-    def _proposals(
-        self, session: Session, ids: list[int], message: Draft
-    ) -> list[tuple[bytes, bytes]]:
-        """Unpacked ids and counts of each proposal, checked against the draft."""
-        if session.request.rule != "rejection" or session.request.params.temperature == 0:
-            return []
-        if len(message.proposals) != len(ids):
-            raise PeerError(
-                f"draft.proposals = {len(message.proposals)} for {len(ids)} tokens: the rule "
-                "'rejection' needs one for each",
-                code="bad_frame",
-            )
-        checked = []
-        for token, (packed, counts) in zip(ids, message.proposals, strict=True):
-            kept = frames.unpack_ids(
-                packed[:MAX_PROPOSAL_BYTES], self.id_bits, self.vocabulary.size
-            )
-            if not frames.is_proposal(kept, counts) or token not in kept:
-                raise PeerError(
-                    "draft.proposals: ids must ascend and hold the drafted one, counts must "
-                    f"sum to {PROPOSAL_TOTAL}",
-                    code="bad_frame",
-                )
-            checked.append((kept.astype("<i4").tobytes(), counts))
-        return checked
 
     def close(self, link: Hashable, message: Close) -> list[Outgoing]:
         session = self._sessions.get(SessionKey(link, message.session))
@@ -235,9 +226,7 @@ class ServerCore:
         self._running = self._choose(self._placement.sessions)
         if not self._running:
             return None
-        batch = Batch([work for _, work in self._running], self._placement.take_copies())
-        self._num_rows, self._only_verifies = batch.num_rows, only_verifies(batch.works)
-        return batch
+        return Batch([work for _, work in self._running], self._placement.take_copies())
 
     def wait_s(self) -> float | None:
         """How long a shell may sleep when next_batch had nothing and no frame comes."""
@@ -268,14 +257,9 @@ class ServerCore:
         """Apply what the engine answered to the batch that is running."""
         self.learn()
         out: list[Outgoing] = []
-        now, counters = self._clock(), self.counters
+        now = self._clock()
         running, self._running = self._running, []
-        counters.num_batches += 1
-        counters.num_rows += self._num_rows
-        counters.forward_s += result.forward_s
-        counters.num_replay_differences += result.num_replay_differences
-        if self._only_verifies:
-            self._passed = PassTime(self._num_rows, len(running), result.forward_s)
+        self._passed = Passed([work for _, work in running], result)
         for (session, work), outcome in zip(running, result.outcomes, strict=True):
             session.num_crashes = 0
             if session.closed:
@@ -292,7 +276,9 @@ class ServerCore:
 
     def _commit(self, session: Session, outcome: Outcome, num_draft: int, now: float) -> Outgoing:
         key, counters = session.key, self.counters
-        verdict = session.commit(outcome, num_draft, self.controller.grant(key), now)
+        if self.limits.control.policy is not None:
+            session.allowed = self.controller.grant(key)
+        verdict = session.commit(outcome, num_draft, now)
         counters.num_committed_tokens += verdict.num_committed
         if num_draft:
             counters.num_drafts += 1
@@ -313,20 +299,23 @@ class ServerCore:
 
         A shell calls this when the next pass has begun; if it does not, `complete` will.
         """
-        if not self._answered:
+        if self._passed is None:
             return
-        if self._passed is not None:
-            self._time(self._passed)
+        works, result = self._passed
+        self._passed = None
+        num_rows = sum(work.num_rows for work in works)
+        self.counters.num_batches += 1
+        self.counters.num_rows += num_rows
+        self.counters.forward_s += result.forward_s
+        self.counters.num_replay_differences += result.num_replay_differences
+        if only_verifies(works):
+            self.controller.passed(num_rows, len(works), result.forward_s)
             self.controller.pass_seconds(self.limits.batch.max_rows)  # not when it is asked for
-            self._passed = None
         for session in self._answered:
             if not session.closed:
                 self._learn(session, is_answered=True)
         self._answered = []
         self.controller.plan()
-
-    def _time(self, passed: PassTime) -> None:
-        self.controller.passed(passed.num_rows, passed.num_sequences, passed.seconds)
 
     def engine_lost(self) -> list[Outgoing]:
         """The engine died in the running batch, and every cache with it: feed all anew.

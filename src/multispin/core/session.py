@@ -8,7 +8,7 @@ is void, and everything else of its epoch with it.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -21,17 +21,6 @@ from multispin.lm.base import Vocabulary
 from multispin.types import FinishReason, TokenIds
 from multispin.wire.frames import Draft, Open, PrefixDigest, TokenLogprobs, Verdict
 
-
-class Unpacked(NamedTuple):
-    """A draft frame."""
-
-    start: int
-    digest: bytes
-    ids: list[int]
-    levels: bytes  # of the drafter's confidence in each
-    proposals: list[tuple[bytes, bytes]]
-
-
 # Levels of drafted tokens, and how many of these tokens, from the first on, are what the text says.
 Compared: TypeAlias = "tuple[bytes | bytearray, int]"
 
@@ -42,6 +31,15 @@ class Session:
     In mode window the server may go on at any time, with the drafted tokens that are there or
     without. Otherwise it waits for the one draft that is due, unless the grant is 0.
     """
+
+    # Hundreds are looked at between two passes: slots keep each of them in one piece.
+    __slots__ = (
+        *("key", "request", "num_prompt", "most", "calibration", "is_window", "sends_proposals"),
+        *("length", "end", "proposals", "allowed", "grant", "epoch", "seq", "num_cached"),
+        *("waiting_since", "turn_since", "num_heard", "drafting", "compared", "closed"),
+        *("num_crashes", "_is_new", "_is_void", "_learned", "_has_draft", "_early", "_recorded"),
+        *("_vocabulary", "_text", "_levels", "_digest", "_num_digested", "_stream"),
+    )
 
     def __init__(
         self,
@@ -62,15 +60,19 @@ class Session:
         self.most = len(prompt) + max_tokens  # committed tokens, when it ends at the latest
         self.calibration = calibration  # of its device's drafter
         self.is_window = is_window
+        self.sends_proposals = request.rule == "rejection" and request.params.temperature > 0
         self.length = len(prompt)  # committed tokens, the prompt included
         self.end = self.length  # of the drafted tokens behind them
         self.proposals: list[tuple[bytes, bytes]] = []  # of the drafted tokens, or empty
-        self.grant = self._next_length(allowed)
+        self.allowed = allowed  # by the controller
+        self.grant = self._next_length()
         self.seq: int | None = None  # the engine's sequence, once there is a free one
         self.num_cached = 0  # so many tokens are in the engine's cache
         self._is_new = True  # its prompt is read while its first draft is on the way
         self.waiting_since = now
         self.turn_since: float | None = now  # of the device: when it was told to draft anew
+        self.num_heard = 0  # tokens of drafts, since somebody learned from it
+        self.drafting = 0  # what they took, in units of 100 us
         self.closed = False  # its device is gone; the sequence is freed after the batch
         self.num_crashes = 0
         self.epoch = 0
@@ -78,7 +80,8 @@ class Session:
         self.compared: list[Compared] = []  # since somebody learned from it
         self._learned = 0  # up to here drafted tokens were compared with the text
         self._has_draft = False  # the one that is due, where one is
-        self._early: dict[int, Unpacked] = {}  # by start: drafts that came before their turn
+        # By start: drafts that came before their turn, as they are taken.
+        self._early: dict[int, tuple[Draft, list[int], bytes, list[tuple[bytes, bytes]]]] = {}
         self._recorded: Verdict | None = None  # the last one on a draft
         self._vocabulary = vocabulary
         room = self.most + request.draft_length + 1
@@ -162,11 +165,7 @@ class Session:
         return not self.is_window and self._has_draft and is_due
 
     def take(
-        self,
-        message: Draft,
-        ids: list[int],
-        levels: bytes,
-        proposals: list[tuple[bytes, bytes]],
+        self, message: Draft, ids: list[int], levels: bytes, proposals: list[tuple[bytes, bytes]]
     ) -> None:
         """Queue the tokens of a draft that is not stale. Raise PeerError if it cannot belong here.
 
@@ -189,11 +188,10 @@ class Session:
             self.epoch = message.epoch
             self._drop()
             self._is_void = False
-        draft = Unpacked(message.start, message.digest, ids, levels, proposals)
-        if draft.start > self.end:
-            self._early[draft.start] = draft
+        if message.start > self.end:
+            self._early[message.start] = message, ids, levels, proposals
         else:
-            self._append(draft)
+            self._append(message, ids, levels, proposals)
             if self._early:
                 self._join()
         self._has_draft = True
@@ -219,13 +217,15 @@ class Session:
     def _join(self) -> None:
         """Move the drafts whose turn has come behind the text."""
         while self._early and (start := min(self._early)) <= self.end:
-            self._append(self._early.pop(start))
+            self._append(*self._early.pop(start))
 
-    def _append(self, draft: Unpacked) -> None:
-        text, end = self._text, self.end
-        num_known = min(end - draft.start, len(draft.ids))
-        num_same = num_known and self._num_same(draft, num_known)
-        if draft.digest != self._digest_before(draft.start) or num_same < num_known:
+    def _append(
+        self, message: Draft, ids: list[int], levels: bytes, proposals: list[tuple[bytes, bytes]]
+    ) -> None:
+        text, start, end = self._text, message.start, self.end
+        num_known = min(end - start, len(ids))
+        num_same = num_known and self._num_same(start, ids[:num_known], levels)
+        if message.digest != self._digest_before(start) or num_same < num_known:
             if not self.is_window:
                 raise PeerError(
                     "draft.digest does not match the committed tokens: open the session anew",
@@ -233,26 +233,26 @@ class Session:
                 )
             self._void()
             return
-        self._levels[end : end + len(draft.ids) - num_known] = draft.levels[num_known:]
-        for token in draft.ids[num_known:]:
+        self._levels[end : end + len(ids) - num_known] = levels[num_known:]
+        for token in ids[num_known:]:
             text[end] = token
             end += 1
         self.end = end
-        self.proposals += draft.proposals[num_known:]
+        self.proposals += proposals[num_known:]
 
-    def _num_same(self, draft: Unpacked, num_known: int) -> int:
-        """How many of the first ``num_known`` tokens of a draft are what the text says there.
+    def _num_same(self, start: int, ids: list[int], levels: bytes) -> int:
+        """How many of a draft's tokens, from the first on, are what the text says there.
 
         As far as the server has gone on without them, it knows now what they were worth.
         """
-        known = self._text[draft.start : draft.start + num_known].tolist()
-        pairs = enumerate(zip(known, draft.ids, strict=False))
-        num_same = next((index for index, (one, other) in pairs if one != other), num_known)
-        begin = max(self._learned - draft.start, 0)
-        end = min(self.length - draft.start, num_known)
+        known = self._text[start : start + len(ids)].tolist()
+        pairs = enumerate(zip(known, ids, strict=True))
+        num_same = next((index for index, (one, other) in pairs if one != other), len(ids))
+        begin = max(self._learned - start, 0)
+        end = min(self.length - start, len(ids))
         if begin < end and begin <= num_same:
-            self.compared.append((draft.levels[begin:end], min(num_same, end) - begin))
-            self._learned = draft.start + end
+            self.compared.append((levels[begin:end], min(num_same, end) - begin))
+            self._learned = start + end
         return num_same
 
     def _digest_before(self, position: int) -> bytes:
@@ -273,7 +273,7 @@ class Session:
 
     # --- verdicts ------------------------------------------------------------------------------
 
-    def commit(self, outcome: Outcome, num_draft: int, allowed: Grant, now: float) -> Verdict:
+    def commit(self, outcome: Outcome, num_draft: int, now: float) -> Verdict:
         """Apply the judgement of ``num_draft`` tokens: extend the text; the verdict that says so.
 
         Drafted tokens that were not judged stay if the text still leads to them.
@@ -308,8 +308,8 @@ class Session:
             num_accepted=outcome.num_accepted,
             num_committed=num_committed,
             token=token,
-            draft_length=0 if finish else self._next_length(allowed),
-            upload_bits_per_s=allowed.upload_bits_per_s,
+            draft_length=0 if finish else self._next_length(),
+            upload_bits_per_s=self.allowed.upload_bits_per_s,
             finish=finish,
             text=self._vocabulary.decode(judged[:num_committed])
             if self.request.wants_text
@@ -327,9 +327,9 @@ class Session:
             self.turn_since = now
         return verdict
 
-    def _next_length(self, allowed: Grant) -> int:
+    def _next_length(self) -> int:
         # A verification commits up to one token more than was drafted.
-        return min(allowed.draft_length, self.most - 1 - self.length)
+        return min(self.allowed.draft_length, self.most - 1 - self.length)
 
     def _cut(self, judged: list[int]) -> tuple[int, FinishReason | None]:
         """How many of these tokens are committed, and why the text ends there, if it does."""

@@ -6,6 +6,7 @@ MessagePack struct behind its length in four bytes. The first request loads the 
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from typing import BinaryIO, TypeAlias
@@ -73,6 +74,8 @@ def main() -> None:
             case Load(options):
                 try:
                     engine = load_engine(options)
+                    gc.collect()
+                    gc.freeze()  # what is here now stays: looking through it again delays a pass
                     answer = Loaded(engine.info)
                 except MultispinError as error:
                     answer = _failed(error)
