@@ -70,6 +70,8 @@ class Open(msgspec.Struct, array_like=True, frozen=True, tag=2):
     ``num_logprobs`` is how many of the most likely tokens come with each committed one's
     log-probability, -1 for no log-probabilities at all. ``json_schema`` is a JSON Schema that the
     text follows, ``tools`` a JSON array of tools for the chat template; both as JSON, or empty.
+    ``committed`` are packed ids of a text that is to be continued: what some server committed
+    after this prompt before the link was lost. They count against ``max_tokens``.
     """
 
     session: int
@@ -85,15 +87,39 @@ class Open(msgspec.Struct, array_like=True, frozen=True, tag=2):
     num_logprobs: int = -1
     json_schema: str = ""
     tools: str = ""
+    committed: bytes = b""
 
 
 class Opened(msgspec.Struct, array_like=True, frozen=True, tag=3):
-    """Server → device: the session exists; these are its prompt's ids and its first grant."""
+    """Server → device: the session exists; these are its prompt's ids and its first grant.
+
+    ``resume`` names it on a later link; empty: it cannot be resumed so. In answer to `resume`,
+    ``committed`` are the packed ids that were committed and that the device has not seen, ``text``
+    their bytes if it wants text, and ``prompt_ids`` is empty.
+    """
 
     session: int
     prompt_ids: bytes
     draft_length: int
     upload_bits_per_s: int = 0
+    resume: bytes = b""
+    committed: bytes = b""
+    text: bytes = b""
+
+
+class Resume(msgspec.Struct, array_like=True, frozen=True, tag=10):
+    """Device → server: go on with a session of a link that is lost.
+
+    ``token`` is what `opened` called ``resume``; ``session`` is a number of this link. The device
+    has ``length`` tokens of the text, the prompt included, and ``digest`` is theirs. Answered by
+    `opened`, or by the error unknown_session: then the session is opened anew with what was
+    ``committed``.
+    """
+
+    session: int
+    token: bytes
+    length: int
+    digest: bytes
 
 
 class Draft(msgspec.Struct, array_like=True, frozen=True, tag=4):
@@ -160,11 +186,13 @@ class Close(msgspec.Struct, array_like=True, frozen=True, tag=6):
 
 
 class Error(msgspec.Struct, array_like=True, frozen=True, tag=7):
-    """Either way: ``session`` ended, or with None the whole link."""
+    """Either way: ``session`` ended, or with None the whole link. ``retry_after_s``: when it makes
+    sense to try again, 0 if it does not or nobody knows."""
 
     session: int | None
     code: str
     message: str
+    retry_after_s: float = 0.0
 
 
 class Tokenize(msgspec.Struct, array_like=True, frozen=True, tag=8):
@@ -181,7 +209,7 @@ class Tokens(msgspec.Struct, array_like=True, frozen=True, tag=9):
     ids: bytes
 
 
-FromDevice: TypeAlias = Hello | Open | Draft | Close | Error | Tokenize
+FromDevice: TypeAlias = Hello | Open | Resume | Draft | Close | Error | Tokenize
 FromServer: TypeAlias = Welcome | Opened | Verdict | Error | Tokens
 Frame: TypeAlias = FromDevice | FromServer
 F = TypeVar("F")
