@@ -13,8 +13,8 @@ import pytest
 from random_cells import paper_cell, random_cell
 
 from multispin.control import Objective, solve
-from multispin.control import baselines as baselines_module
 from multispin.control import heterogeneous as heterogeneous_module
+from multispin.control import policies as policies_module
 from multispin.control.fairness import plan_value, valued, worth
 from multispin.control.integer import improve
 
@@ -135,7 +135,7 @@ def test_never_calls_exhaustive(monkeypatch):
     def refuse(problem):
         raise AssertionError("heterogeneous must not enumerate")
 
-    monkeypatch.setattr(baselines_module, "exhaustive", refuse)
+    monkeypatch.setattr(policies_module, "exhaustive", refuse)
     assert not hasattr(heterogeneous_module, "exhaustive")
     solve(random_cell(np.random.default_rng(0), 2))
 

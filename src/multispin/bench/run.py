@@ -32,6 +32,12 @@ class Setup(NamedTuple):
     arguments: tuple[str, ...]
     draft_length: int
 
+    def under(self, policy: str | None) -> Setup:
+        """The same under another policy, where the devices are under one or could be."""
+        if policy is None or self.draft_length != LONGEST_DRAFT:
+            return self
+        return self._replace(arguments=(*self.arguments[:2], "--policy", policy))
+
 
 SETUPS = {
     "server-only": Setup(("--mode", "stop-and-wait"), 0),

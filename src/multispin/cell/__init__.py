@@ -10,7 +10,7 @@ from multispin.cell.build import build
 from multispin.cell.cell import Cell, Energy
 from multispin.cell.reader import Reader
 from multispin.cell.sections import AcceptanceModel
-from multispin.control.baselines import solve as solve_problem
+from multispin.control.policies import solve as solve_problem
 from multispin.control.problem import Plan
 from multispin.errors import BadInput
 

@@ -69,6 +69,13 @@ def bench(
         ),
     ] = False,
     modes: Annotated[str, typer.Option(help="Which to run.")] = ",".join(MODES),
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the modes rounds, stop-and-wait and window: a name, or your own as "
+            "MODULE:CLASS; by default heterogeneous, and in window each device."
+        ),
+    ] = None,
     sweep: Annotated[
         str | None, typer.Option(metavar="devices=1,2,…", help="Run all for each of these numbers.")
     ] = None,
@@ -99,14 +106,19 @@ def bench(
     speeds = _speeds(draft_s_per_token, round_trip_s, uplink_bits_per_s)
 
     from multispin.bench.plot import check_plotting
+    from multispin.control import find_policy
 
+    if policy is not None:
+        find_policy(policy)
     if sweep is not None:
         check_plotting("--plot", plot)
     with tempfile.TemporaryDirectory(prefix="multispin-bench-") as folder:
         file = _record_file(record, target, folder)
         if not os.path.lexists(file):
             _record_first(file, target, draft, prompts, human_eval, max_tokens, threads, gpu_layers)
-        bed = _test_bed(file, target, draft, drafter_cost, folder, threads, gpu_layers, warm)
+        bed = _test_bed(
+            file, target, draft, drafter_cost, folder, threads, gpu_layers, warm, policy
+        )
         bed.check(chosen, peer)
         cells = [[speeds[i % len(speeds)] for i in range(num)] for num in counts]
         try:
@@ -128,6 +140,7 @@ class TestBed:
     threads: int
     gpu_layers: int
     warm: bool
+    policy: str | None
 
     @property
     def has_costs(self) -> bool:
@@ -257,6 +270,7 @@ def _test_bed(
     threads: int | None,
     gpu_layers: int,
     warm: bool,
+    policy: str | None,
 ) -> TestBed:
     from multispin.lm.record import read_record
 
@@ -267,7 +281,7 @@ def _test_bed(
         target = _with_record(target, file, folder)
     num_threads = options.num_threads(threads)
     draft = draft or record.draft
-    return TestBed(file, record, target, draft, drafter_cost, num_threads, gpu_layers, warm)
+    return TestBed(file, record, target, draft, drafter_cost, num_threads, gpu_layers, warm, policy)
 
 
 def _with_record(target: str, file: str, folder: str) -> str:
@@ -325,8 +339,9 @@ async def _run(
                 kind = "measured"
             else:
                 arguments = bed.serve_arguments(len(cell))
+                setup = SETUPS[mode].under(bed.policy)
                 served = await run_devices(
-                    SETUPS[mode], arguments, bed.file, cell, seconds, bed.warm, progress
+                    setup, arguments, bed.file, cell, seconds, bed.warm, progress
                 )
                 kind = replayed
         runs.append(Run(mode, len(cell), kind, served))

@@ -67,7 +67,7 @@ def _compare(cell: Any, policy: str, solved: dict[str, Any]) -> list[dict[str, A
     from multispin.errors import BadInput
 
     rows: list[dict[str, Any]] = []
-    for name in POLICIES:
+    for name in dict.fromkeys([*POLICIES, policy]):
         try:
             result = solved if name == policy else _solve(cell, name)
         except BadInput as error:

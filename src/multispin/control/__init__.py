@@ -1,6 +1,5 @@
 """Who drafts how far and who gets which share of the uplink: pure mathematics, no I/O."""
 
-from multispin.control.baselines import POLICIES, solve
 from multispin.control.deadline import bandwidth_for
 from multispin.control.estimate import (
     AcceptanceEstimate,
@@ -12,6 +11,7 @@ from multispin.control.estimate import (
 )
 from multispin.control.fairness import Infeasible
 from multispin.control.outage import Outage, exact_outage, planned_outage
+from multispin.control.policies import POLICIES, Policy, PolicyFailed, find_policy, solve
 from multispin.control.problem import Objective, Plan, Problem, Uplink, evaluate, expected_tokens
 from multispin.control.stop_and_wait import (
     StopAndWaitPlan,
@@ -31,6 +31,8 @@ __all__ = [
     "Objective",
     "Outage",
     "Plan",
+    "Policy",
+    "PolicyFailed",
     "Problem",
     "StopAndWaitPlan",
     "Uplink",
@@ -43,6 +45,7 @@ __all__ = [
     "evaluate_window",
     "exact_outage",
     "expected_tokens",
+    "find_policy",
     "planned_outage",
     "solve",
     "solve_stop_and_wait",

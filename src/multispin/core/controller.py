@@ -26,6 +26,7 @@ from multispin.control.estimate import (
     VerificationFit,
     survivals,
 )
+from multispin.control.policies import PolicyFailed
 from multispin.control.problem import Floats
 from multispin.control.stop_and_wait import DO_NO_HARM
 from multispin.core.planning import Allotment, CellView, allotments, present_goodput
@@ -128,6 +129,7 @@ class Controller:
         self._links: dict[Hashable, _Link] = {}
         self._curve = VerificationCurve(CURVE_PRIOR)
         self._fit = CURVE_PRIOR  # as of the last plan
+        self.failure: str | None = None  # why there was no new plan when one was due
         self._num_passes = 0
         self._pass_s: Floats | None = None
         self._left: dict[Hashable, tuple[_Device, float]] = {}  # by link, and since when
@@ -258,11 +260,15 @@ class Controller:
                 return
             self._planned_at = now
             self._planning = self._plan()
-        for _ in self._planning:
-            if self._clock() - now > SLICE_S:
-                break
-        else:
+        try:
+            for _ in self._planning:
+                if self._clock() - now > SLICE_S:
+                    break
+            else:
+                self._planning = None
+        except PolicyFailed as error:  # the grants in force stand
             self._planning = None
+            self.failure = str(error)
         self._saved_s -= self._clock() - now
 
     def _is_plan_due(self, now: float) -> bool:
@@ -288,6 +294,7 @@ class Controller:
         for found in allotments(view, self._mode, policy):
             plan = found
             yield
+        self.failure = None
         present = 0.0 if is_new else present_goodput(view, self._mode, policy)
         if is_new or plan.goodput_tokens_per_s > (1 + HYSTERESIS) * present:
             self._adopt(devices, plan)
