@@ -76,7 +76,7 @@ def group_minima(key: Key, num: int) -> npt.NDArray[np.float64]:
     x = np.arange(num, dtype=np.uint64)
     x *= _WEYL
     x += key.group
-    _mix(x)
+    mix(x)
     x >>= MEMBER_BITS
     minima = _exponential(x)
     minima *= 1.0 / MEMBERS
@@ -100,7 +100,7 @@ def exponentials(key: Key, ids: npt.NDArray[np.integer]) -> npt.NDArray[np.float
     x *= _WEYL
     group += key.group
     token += key.token
-    _mix(x)
+    mix(x)
     is_least = (group & (MEMBERS - 1)) == member
     x >>= MEMBER_BITS
     e = _exponential(x)
@@ -116,7 +116,7 @@ def uniform_bits(seed: int, position: int, stream: Stream) -> int:
     return derive_key(seed, position, stream).token
 
 
-def _mix(x: npt.NDArray[np.uint64]) -> None:
+def mix(x: npt.NDArray[np.uint64]) -> None:
     """SplitMix64's finaliser (Stafford's variant 13) in place: a bijection of 64-bit words."""
     t = x >> 30
     x ^= t

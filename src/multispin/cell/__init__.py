@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from pathlib import Path
+from typing import Any
 
 from multispin.cell.build import build
 from multispin.cell.cell import Cell, Energy
 from multispin.cell.reader import Reader
-from multispin.cell.sections import AcceptanceModel
+from multispin.cell.sections import AcceptanceModel, CellFile
+from multispin.cell.tables import parse_tables, read_tables
 from multispin.control.policies import solve as solve_problem
 from multispin.control.problem import Plan
 from multispin.errors import BadInput
@@ -33,22 +34,16 @@ def solve(cell: Cell | str | os.PathLike[str], policy: str = "heterogeneous") ->
 
 def load_cell(path: Path) -> Cell:
     """Read and check a CELL.toml. Raises BadInput naming file, field, value and remedy."""
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise BadInput("cell file", path, f"cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise BadInput("cell file", path, f"is not UTF-8 text: {error.reason}") from None
-    return parse_cell(text, source=str(path))
+    return _cell(read_tables(path, "cell file"), str(path))
 
 
 def parse_cell(text: str, source: str = "CELL.toml") -> Cell:
     """The cell that ``text`` (TOML) describes; ``source`` is its path, or what errors call it."""
-    try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise BadInput(source, "(not TOML)", str(error)) from None
-    file = Reader(source).read(tables)
+    return _cell(parse_tables(text, source), source)
+
+
+def _cell(tables: dict[str, Any], source: str) -> Cell:
+    file = Reader(source).read(tables, CellFile)
     try:
         return build(file, Path(source).parent)
     except BadInput as error:  # what only the whole cell can know

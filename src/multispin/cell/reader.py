@@ -18,19 +18,21 @@ from typing import (
 import msgspec
 
 from multispin.cell.limits import Limits
-from multispin.cell.sections import CellFile, DeviceSection, Section
+from multispin.cell.sections import Section
 from multispin.errors import BadInput
 
 S = TypeVar("S", bound=Section)
 
 
 class _Field(NamedTuple):
-    """One key: what msgspec converts it to, its limits, and the section it is, if it is one."""
+    """One key: what msgspec converts it to, its limits, and the section it is, if it is one or a
+    list of them."""
 
     is_required: bool
     kind: Any
     limits: Limits | None
     section: type[Section] | None
+    is_list: bool = False
 
 
 @cache
@@ -49,8 +51,13 @@ def _field(is_required: bool, hint: Any) -> _Field:
     if get_origin(inner) is Annotated:
         kind, limits = get_args(inner)
         return _Field(is_required, kind, limits, None)
-    is_section = isinstance(inner, type) and issubclass(inner, Section)
-    return _Field(is_required, inner, None, inner if is_section else None)
+    is_list = get_origin(inner) is list and _is_section(get_args(inner)[0])
+    section = get_args(inner)[0] if is_list else inner
+    return _Field(is_required, inner, None, section if _is_section(section) else None, is_list)
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Section)
 
 
 class Reader:
@@ -59,22 +66,29 @@ class Reader:
     def __init__(self, source: str) -> None:
         self.source = source
 
-    def read(self, tables: dict[str, Any]) -> CellFile:
-        self._check_keys("", tables, list(_fields_of(CellFile)))
-        sections: dict[str, Any] = {
-            name: self._section(name, tables.get(name), field.section)
-            for name, field in _fields_of(CellFile).items()
-            if field.section and (field.is_required or name in tables)
-        }
-        devices = tables.get("device", [])
-        if not isinstance(devices, list) or not devices:
-            raise self.bad("device", devices, "a cell needs at least one [[device]] table")
-        return CellFile(**sections, device=[self._device(*item) for item in enumerate(devices)])
+    def read(self, tables: dict[str, Any], kind: type[S]) -> S:
+        """A whole file: ``kind`` has a section, or a list of them, for each table."""
+        fields = _fields_of(kind)
+        self._check_keys("", tables, list(fields))
+        return kind(
+            **{
+                name: self._list(name, tables.get(name), field.section)
+                if field.is_list
+                else self._section(name, tables.get(name), field.section)
+                for name, field in fields.items()
+                if field.section and (field.is_required or name in tables)
+            }
+        )
 
-    def _device(self, index: int, table: Any) -> DeviceSection:
+    def _list(self, name: str, tables: Any, kind: type[S]) -> list[S]:
+        if not isinstance(tables, list) or not tables:
+            raise self.bad(name, tables, f"the file needs at least one [[{name}]] table")
+        return [self._item(name, index, table, kind) for index, table in enumerate(tables)]
+
+    def _item(self, path: str, index: int, table: Any, kind: type[S]) -> S:
         name = table.get("name") if isinstance(table, dict) else None
-        path = f"device[{index}] {name!r}" if isinstance(name, str) else f"device[{index}]"
-        return self._section(path, table, DeviceSection)
+        named = f" {name!r}" if isinstance(name, str) else ""
+        return self._section(f"{path}[{index}]{named}", table, kind)
 
     def _section(self, path: str, table: Any, kind: type[S]) -> S:
         if table is None:

@@ -25,7 +25,12 @@ NUM_SHOWN = 50
 
 
 def simulate(
-    cell: Annotated[Path, typer.Argument(metavar="CELL.toml", help="Description of the cell.")],
+    cell: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CELL.toml", help="Description of the cell; or of a cluster and its fleet."
+        ),
+    ],
     policy: Annotated[
         str, typer.Option(help="How to plan; an unknown name lists the choices.")
     ] = "heterogeneous",
@@ -51,9 +56,19 @@ def simulate(
         raise BadInput("--rounds", rounds, "must be at least 1")
 
     from multispin.cell import load_cell
+    from multispin.cell.tables import read_tables
     from multispin.sim.log import check_can_log
     from multispin.sim.statistics import Statistics
 
+    if "fleet" in read_tables(cell, "cell file"):
+        from multispin.cli.fleet import simulate_cluster
+
+        for field, given, default in (("--mode", mode, "rounds"), ("--out", out, None)):
+            if given != default:
+                raise BadInput(field, given, "goes with a CELL.toml; a fleet has its own steps")
+        with _progress() as progress:
+            simulate_cluster(cell, policy, seed, progress, as_json=as_json)
+        return
     loaded = load_cell(cell)
     if out is not None:
         check_can_log(out)

@@ -91,7 +91,7 @@ class Statistics:
         """Over all devices' tokens; see ``device_time_per_token_s``."""
         order, _ = self._by_device
         tokens = self.trace.num_committed[order]
-        return _quantiles(self._since_last_s / tokens, tokens)
+        return quantiles(self._since_last_s / tokens, tokens)
 
     @cached_property
     def device_time_per_token_s(self) -> list[Quantiles]:
@@ -103,19 +103,19 @@ class Statistics:
         tokens = self.trace.num_committed[order]
         per_token = self._since_last_s / tokens
         return [
-            _quantiles(per_token[start:end], tokens[start:end])
+            quantiles(per_token[start:end], tokens[start:end])
             for start, end in pairwise(starts.tolist())
         ]
 
     @cached_property
     def answer_s(self) -> Quantiles:
         """Over all devices' answers."""
-        return _quantiles(np.concatenate(self._answers_s))
+        return quantiles(np.concatenate(self._answers_s))
 
     @cached_property
     def device_answer_s(self) -> list[Quantiles]:
         """Of whole answers: from the last verdict of the one before to the last of this one."""
-        return [_quantiles(answers) for answers in self._answers_s]
+        return [quantiles(answers) for answers in self._answers_s]
 
     @cached_property
     def _answers_s(self) -> list[Floats]:
@@ -210,7 +210,7 @@ def _last_verdicts(written: Lengths, answer_tokens: int) -> list[int]:
     return last
 
 
-def _quantiles(seconds: Floats, weights: npt.NDArray[np.int32] | None = None) -> Quantiles:
+def quantiles(seconds: Floats, weights: npt.NDArray[np.int32] | None = None) -> Quantiles:
     if len(seconds) == 0:
         return Quantiles(None, None, None)
     values = np.quantile(seconds, LEVELS, weights=weights, method="inverted_cdf")
