@@ -31,8 +31,9 @@ from multispin.core.confidence import Calibration
 from multispin.core.cost import RecordEngine
 from multispin.core.device import DeviceSession
 from multispin.core.engine import Batch, PassTime, StepResult
+from multispin.core.limits import ServerLimits
 from multispin.core.replay import ReplayDrafter
-from multispin.core.server import ServerCore, ServerLimits
+from multispin.core.server import ServerCore
 from multispin.core.welcome import welcome
 from multispin.lm.record import Record
 from multispin.types import Mode, SamplingParams

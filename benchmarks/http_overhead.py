@@ -38,8 +38,8 @@ from multispin.bench.record import Prompt, record_texts
 from multispin.bench.run import serving
 from multispin.core.batch import BatchLimits
 from multispin.core.engine import Engine
+from multispin.core.limits import ServerLimits
 from multispin.core.replay import ReplayDrafter
-from multispin.core.server import ServerLimits
 from multispin.lm.ngram import NgramModel
 from multispin.lm.record import read_record, write_record
 from multispin.net.device import Device, Request

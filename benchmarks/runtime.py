@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from multispin.catalog import find_model
-from multispin.core.server import ServerCore, ServerLimits
+from multispin.core.limits import ServerLimits
+from multispin.core.server import ServerCore
 from multispin.lm.base import Rows
 from multispin.lm.llama import LlamaModel
 from multispin.net.engine_process import EngineProcess
@@ -51,6 +52,7 @@ async def measure(
     prompt = await engine.tokenize(PROMPT, parse_special=False)
     lengths = [len(prompt)] * NUM_SESSIONS
     digests = [PrefixDigest() for _ in lengths]
+    core.connect("link", 1.0)
     for session, digest in enumerate(digests):
         core.open("link", Open(session, PROMPT, params, rule, session, 400, 1), prompt)
         digest.update(prompt)

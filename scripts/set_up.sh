@@ -35,18 +35,32 @@ if ! fits .venv/bin/python -m pip --version; then
     fi
 fi
 
+# The versions and hashes of the lock file (scripts/lock.sh), where it has wheels for this Python. That
+# is decided beforehand: a file whose hash differs must not lead to another way of installing.
+lock=requirements-$extra.lock
+if .venv/bin/python -c 'import sys; sys.exit(sys.version_info >= (3, 15))' &&
+    [ "$(uname -sm)" != "Darwin x86_64" ]; then
+    what=(--require-hashes --requirement "$lock")
+else
+    echo "==> note: $lock is for Python 3.11 to 3.14 and not for Intel Macs; versions are not pinned"
+    what=(".[$extra]")
+fi
+
 echo "==> packages for '$extra' (prebuilt wheels; under a minute on a fast line, log in $log)"
 # Pip's own progress bars do not survive a log: show each large download, and when it installs.
 : >"$log"
-if ! .venv/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
-    --only-binary :all: --editable ".[$extra]" 2>&1 |
-    while IFS= read -r line; do
-        printf '%s\n' "$line" >>"$log"
-        case $line in
-            *"Downloading "*" MB)"*) echo "    ${line#"${line%%[! ]*}"}" ;;
-            "Installing collected packages"*) echo "    Installing" ;;
-        esac
-    done; then
+install() {
+    .venv/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
+        --only-binary :all: "$@" 2>&1 |
+        while IFS= read -r line; do
+            printf '%s\n' "$line" >>"$log"
+            case $line in
+                *"Downloading "*" MB)"*) echo "    ${line#"${line%%[! ]*}"}" ;;
+                "Installing collected packages"*) echo "    Installing" ;;
+            esac
+        done
+}
+if ! { install "${what[@]}" && install --no-deps --no-build-isolation --editable .; }; then
     tail -n 15 "$log" >&2
     echo "error: pip could not install multispin[$extra]; its words are above and in $log." \
         "Check the network and run make again" >&2

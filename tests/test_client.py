@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import inspect
 import json
 import os
@@ -241,7 +242,7 @@ def test_ctrl_c_ends_the_text_and_not_the_client(server: str) -> None:
 
 def test_a_server_that_is_gone_is_one_clear_error() -> None:
     with serving("--ctx-size", "8192") as (process, address):
-        with multispin.Client(address) as client:
+        with multispin.Client(address, offline="fail") as client:
             with pytest.raises(PeerError) as caught:
                 for _ in client.stream(PROMPT, **LONG):
                     process.kill()
@@ -252,6 +253,30 @@ def test_a_server_that_is_gone_is_one_clear_error() -> None:
         process.wait()
         with pytest.raises(BadInput, match=f"^server = {address}: no multispin server answers"):
             multispin.Client(address)
+
+
+def test_a_client_outlives_its_server_and_its_model_goes_on_alone() -> None:
+    options: Any = {"max_tokens": 400, "seed": 7, "temperature": 0.8}
+    text, tokens, num_alone = "", list[multispin.Token](), 0
+    with contextlib.ExitStack() as servers:
+        process, address = servers.enter_context(serving())
+        with multispin.Client(address, draft="ngram", offline="draft") as client:
+            stream = client.stream(PROMPT, **options)
+            for commit in stream:
+                if commit.replaces:
+                    text = text[: commit.replaces.character]
+                    del tokens[commit.replaces.token :]
+                text, tokens = text + commit.text, tokens + commit.tokens
+                process.kill()
+                if commit.provisional and num_alone == 0:
+                    process.wait()
+                    servers.enter_context(serving("--port", address.partition(":")[2]))
+                num_alone += commit.provisional
+            done, again = stream.completion, client.complete(PROMPT, **options)
+    assert num_alone > 3
+    assert text == done.text == again.text
+    assert [token.id for token in tokens] == done.token_ids == again.token_ids
+    assert done.finish_reason == "length"
 
 
 def test_what_is_asked_wrongly_is_told(server: str) -> None:
@@ -275,6 +300,10 @@ def test_what_is_asked_wrongly_is_told(server: str) -> None:
         multispin.Client(server, drafft="none")  # type: ignore[call-arg]
     with pytest.raises(BadInput, match="no-such-model"):
         multispin.Client(server, draft="no-such-model")
+    with pytest.raises(BadInput, match="offline = drft: must be one of wait, draft, fail"):
+        multispin.Client(server, offline="drft")  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match=r"^offline = draft: needs a model"):
+        multispin.Client(server, offline="draft")
 
 
 def test_a_closed_client_says_so_and_keeps_nobody_waiting(server: str) -> None:

@@ -82,3 +82,33 @@ def test_a_running_server_takes_it_and_says_when_it_is_none():
     )
     assert done.returncode == 2
     assert "--policy = nowhere:Policy: cannot be imported" in done.stderr
+
+
+def test_the_log_of_a_server_says_once_why_a_policy_fails(tmp_path):
+    (tmp_path / "bad.py").write_text(
+        "class Bad:\n    def plan(self, problem):\n        return 1 / 0\n"
+    )
+    command = (sys.executable, "-m", "multispin", "serve", "--target", "ngram", "--port", "0")
+    server = subprocess.Popen(
+        (*command, "--policy", "bad:Bad"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    try:
+        assert server.stdout is not None
+        address = server.stdout.readline().strip()
+        complete = ("complete", "The ", "--server", address, "--draft", "ngram", "--json")
+        done = subprocess.run(
+            (sys.executable, "-m", "multispin", *complete),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert json.loads(done.stdout)["usage"]["completion_tokens"] == 256
+    finally:
+        server.terminate()
+        _, said = server.communicate(timeout=30)
+    assert said.count("plan() raised ZeroDivisionError") == 1

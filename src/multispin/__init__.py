@@ -20,6 +20,7 @@ __all__ = [
     "Completion",
     "MultispinError",
     "PeerError",
+    "Replaces",
     "Stream",
     "Token",
     "solve",
@@ -27,7 +28,16 @@ __all__ = [
 
 if TYPE_CHECKING:
     from multispin.cell import solve
-    from multispin.client import AsyncClient, AsyncStream, Client, Commit, Completion, Stream, Token
+    from multispin.client import (
+        AsyncClient,
+        AsyncStream,
+        Client,
+        Commit,
+        Completion,
+        Stream,
+        Token,
+    )
+    from multispin.core.reading import Replaces
 else:
 
     def __getattr__(name: str) -> object:

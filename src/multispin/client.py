@@ -12,21 +12,36 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Self, TypeAlias, TypedDict, TypeVar, Unpack
+from typing import (
+    Any,
+    Literal,
+    NamedTuple,
+    Self,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    cast,
+    get_args,
+)
 
 import msgspec
 
 from multispin.catalog import find_model
-from multispin.core.device import Committed, SpeculationStats
+from multispin.core.device import Committed
+from multispin.core.reading import Replaces, extended
+from multispin.core.speculation import SpeculationStats
 from multispin.errors import BadInput, MultispinError
-from multispin.net.device import Device, Request, Writing
+from multispin.net.address import parse_address
+from multispin.net.device import Device, Request
 from multispin.net.drafting import REPLAY_PREFIX, DrafterOptions, connect
-from multispin.types import AcceptanceRule, FinishReason, SamplingParams
+from multispin.net.writing import Writing
+from multispin.types import AcceptanceRule, FinishReason, Offline, SamplingParams
 from multispin.wire.frames import ChatMessage
 
 T = TypeVar("T")
 Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
-Provenance: TypeAlias = Literal["accepted", "correction", "bonus", "server"]
+Provenance: TypeAlias = Literal["accepted", "correction", "bonus", "server", "provisional"]
 
 DRAFTERS_WITHOUT_FILE = ("lookup", "ngram", "none")
 MANY = 1 << 16  # texts at a time: without a model they cost a device next to nothing
@@ -46,6 +61,21 @@ class Drafting(TypedDict, total=False):
     context_length: int
     threads: int
     gpu_layers: int
+
+
+class Credentials(TypedDict, total=False):
+    """Who we are, and whom we trust: an access token, or the file that has it; as PEM files the CA
+    of the server, and a certificate of our own with its key."""
+
+    token: str
+    token_file: str
+    ca: str
+    cert: str
+    key: str
+
+
+class Connecting(Drafting, Credentials, total=False):
+    """What a client takes."""
 
 
 class Options(TypedDict, total=False):
@@ -70,7 +100,8 @@ class Token(NamedTuple):
     """A token, and who proposed it.
 
     accepted: the drafter. The server: a correction after a rejection, a bonus after a draft that
-    was accepted to its end, or server: nothing was drafted.
+    was accepted to its end, or server: nothing was drafted, or nobody knows, as its verdict was
+    lost with a link. provisional: the drafter, and nobody has judged it yet.
     """
 
     id: int
@@ -81,10 +112,15 @@ class Commit(NamedTuple):
     """Tokens that became part of a text together.
 
     ``text`` has whole characters and no beginning of a stop sequence: it may lag behind the tokens.
+    With ``offline="draft"`` tokens may come that are ``provisional``. Those that the server then
+    confirms are not repeated; a commit that ``replaces`` says from which token and character of the
+    answer on, counted from 0, all that came before it is void.
     """
 
     text: str
     tokens: list[Token]
+    provisional: bool = False
+    replaces: Replaces | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +137,12 @@ class Completion:
 
 
 class AsyncClient:
-    """A link to the server at HOST:PORT, and a drafter.
+    """A link to the server at HOST:PORT, and a drafter. Off loopback it is over TLS, unless the
+    address begins with http://; on it, if it begins with https:// or a ``ca`` is named.
+
+    When the link is lost another one is made, and texts go on where they were. ``offline`` says
+    what becomes of them meanwhile: they wait; a model that drafts goes on alone (draft) and its
+    tokens are marked as provisional; or they fail.
 
     ``async with AsyncClient("127.0.0.1:8600", draft="lookup") as client: ...``
 
@@ -109,9 +150,17 @@ class AsyncClient:
     PeerError for what the server refuses; both are MultispinErrors.
     """
 
-    def __init__(self, server: str, **drafting: Unpack[Drafting]) -> None:
+    def __init__(
+        self, server: str, *, offline: Offline = "wait", **options: Unpack[Connecting]
+    ) -> None:
+        if offline not in get_args(Offline):
+            raise BadInput("offline", offline, f"must be one of {', '.join(get_args(Offline))}")
         self._server = server
-        self._drafting: Drafting = {"draft": DRAFT, "threads": os.cpu_count() or 1, **drafting}
+        self._offline: Offline = offline
+        given: dict[str, Any] = {"draft": DRAFT, "threads": os.cpu_count() or 1, **options}
+        names = Credentials.__annotations__
+        self._credentials = {name: given.pop(name) for name in names if name in given}
+        self._drafting: Drafting = cast(Drafting, given)
         self._device: Device | None = None
         self._writing: set[asyncio.Task[None]] = set()
 
@@ -123,9 +172,10 @@ class AsyncClient:
         is_model = path is not None or draft == "ngram"
         self._places = asyncio.Semaphore(options.num_sequences if is_model else MANY)
         try:
-            self._device = await connect(self._server, options)
+            address = parse_address(self._server, **self._credentials)
+            self._device = await connect(address, options, offline=self._offline)
         except BadInput as error:
-            field = error.field.removeprefix("--")
+            field = error.field.removeprefix("--").replace("-", "_")
             raise BadInput(field, error.value, error.remedy, code=error.code) from None
         return self
 
@@ -137,7 +187,7 @@ class AsyncClient:
     @property
     def target(self) -> str:
         """The server's model."""
-        return self._open_device.link.welcome.target
+        return self._open_device.line.welcome.target
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> AsyncStream:
         """Write a text, or with chat messages ({"role", "content"}) an answer, piece by piece."""
@@ -179,7 +229,7 @@ class AsyncStream:
     def __init__(self, client: AsyncClient, request: Request) -> None:
         self._client = client
         self._request = request
-        self._text: list[str] = []
+        self._text = ""
         self._writing: Writing | None = None
 
     async def __aiter__(self) -> AsyncIterator[Commit]:
@@ -199,10 +249,11 @@ class AsyncStream:
     async def _write(self, commits: asyncio.Queue[Commit | None]) -> None:
         try:
             async with self._client._session(self._request) as self._writing:
-                self._text = []
+                self._text = ""
                 async for committed in self._writing:
-                    self._text.append(committed.text)
-                    commits.put_nowait(Commit(committed.text, _tokens(committed)))
+                    self._text = extended(self._text, committed.text, committed.replaces)
+                    if committed.text or committed.ids[committed.num_shown :] or committed.finish:
+                        commits.put_nowait(_commit(committed))
         finally:
             commits.put_nowait(None)
 
@@ -213,7 +264,7 @@ class AsyncStream:
             raise MultispinError("nothing is written yet: iterate over the stream")
         session = self._writing.session
         return Completion(
-            text="".join(self._text),
+            text=self._text,
             token_ids=session.committed,
             finish_reason=session.finish,
             prompt_tokens=session.num_prompt,
@@ -229,9 +280,11 @@ class Client:
     Connects at once; ``close`` it, or use it in a ``with``. Several threads may share it.
     """
 
-    def __init__(self, server: str, **drafting: Unpack[Drafting]) -> None:
+    def __init__(
+        self, server: str, *, offline: Offline = "wait", **options: Unpack[Connecting]
+    ) -> None:
         started: concurrent.futures.Future[_Running] = concurrent.futures.Future()
-        client = AsyncClient(server, **drafting)
+        client = AsyncClient(server, offline=offline, **options)
         thread = threading.Thread(
             target=lambda: asyncio.run(_live(client, started)), name="multispin-client", daemon=True
         )
@@ -360,6 +413,7 @@ def _request(
         max_tokens=max_tokens,
         draft_length=draft_length,
         stop=[stop] if isinstance(stop, str) else list(stop),
+        provisional=True,
     )
 
 
@@ -370,10 +424,17 @@ def _messages(prompt: Sequence[Mapping[str, Any]]) -> list[ChatMessage]:
         raise BadInput("prompt", "(chat messages)", f"not as they should be: {error}") from None
 
 
+def _commit(committed: Committed) -> Commit:
+    new = _tokens(committed)[committed.num_shown :]
+    return Commit(committed.text, new, committed.provisional, committed.replaces)
+
+
 def _tokens(committed: Committed) -> list[Token]:
     """Each with its provenance: what follows the accepted ones is the server's own."""
     own: Provenance = "server"
-    if committed.num_draft > 0:
+    if committed.provisional:
+        own = "provisional"
+    elif committed.num_draft > 0:
         own = "bonus" if committed.num_accepted == committed.num_draft else "correction"
     return [
         Token(token, "accepted" if index < committed.num_accepted else own)

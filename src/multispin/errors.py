@@ -9,7 +9,8 @@ MultispinError
 ├── EngineLost               it crashed and was restarted: every cache is gone
 └── PeerError                the other side of the wire ended a session or a connection
 
-Every exception carries ``code``, the short word that crosses the wire (see docs/protocol.md).
+Every exception carries ``code``, the short word that crosses the wire (see docs/protocol.md), and
+``retry_after_s``: when it makes sense to try again, 0 if it does not or nobody knows.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ class MultispinError(Exception):
 
     default_code: ClassVar[str] = "internal"
 
-    def __init__(self, message: str, *, code: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, code: str | None = None, retry_after_s: float = 0.0
+    ) -> None:
         super().__init__(message)
         self.code = code or self.default_code
+        self.retry_after_s = retry_after_s
 
 
 class BadInput(MultispinError):
@@ -76,8 +80,10 @@ CURABLE_CODES = frozenset(
         "build_crashes",
         "context_overflow",
         "draft_too_long",
+        "forbidden",
         "loading",
         ModelUnavailable.default_code,
+        "unauthorized",
         "unreachable",
         "version_mismatch",
     }

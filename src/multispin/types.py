@@ -18,6 +18,9 @@ Logits: TypeAlias = "npt.NDArray[np.float32]"  # [rows, vocab] or [vocab]
 AcceptanceRule: TypeAlias = Literal["greedy", "coupled", "rejection"]
 FinishReason: TypeAlias = Literal["stop", "length"]
 Mode: TypeAlias = Literal["window", "stop-and-wait", "rounds"]
+# What becomes of a device's texts while there is no link: they wait, or the drafter goes on alone
+# for who can take back what it has shown, or they fail.
+Offline: TypeAlias = Literal["wait", "draft", "fail"]
 
 
 MAX_BIASES = 1024

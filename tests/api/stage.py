@@ -15,14 +15,14 @@ from multispin.api.serving import address_of, bind, serve_app
 from multispin.api.texts import DeviceTexts
 from multispin.core.batch import BatchLimits
 from multispin.core.engine import Batch, Engine, StepResult
-from multispin.core.server import ServerLimits
+from multispin.core.limits import ServerLimits
 from multispin.lm.ngram import NgramModel
 from multispin.net.device import Device
 from multispin.net.drafting import DrafterOptions, connect
 from multispin.net.engine_process import LocalEngine
 from multispin.net.server import EdgeServer
 from multispin.net.telemetry import Telemetry
-from multispin.types import TokenIds
+from multispin.types import Offline, TokenIds
 
 
 class HeldEngine(LocalEngine):
@@ -78,25 +78,26 @@ async def _stage(
     max_waiting: int = 256,
     num_places: int = 4,
     corpus: str | None = None,
+    offline: Offline = "wait",
 ) -> AsyncIterator[Stage]:
     engine = HeldEngine(num_sequences, context_length, corpus)
     limits = ServerLimits(max_waiting=max_waiting, batch=BatchLimits(mode="stop-and-wait"))
     server = EdgeServer(engine, limits)  # type: ignore[arg-type]
     stage = Stage(engine, server, ServerState(server))
-    async with _served(create_app(stage.state), server.run()) as address:
+    async with served(create_app(stage.state), server.run()) as address:
         stage.addresses["server"] = address
-        stage.device = await connect(address, DrafterOptions("lookup"))
+        stage.device = await connect(address, DrafterOptions("lookup"), offline=offline)
         texts = DeviceTexts(stage.device, "lookup", num_places=num_places, draft_length=4)
         waiting = asyncio.Event().wait()
-        async with _served(create_device_app(texts, Telemetry()), waiting) as near:
+        async with served(create_device_app(texts, Telemetry()), waiting) as near:
             stage.addresses["device"] = near
             yield stage
         await stage.device.close()
 
 
 @asynccontextmanager
-async def _served(app: Starlette, main: Awaitable[object]) -> AsyncIterator[str]:
-    listening = bind("127.0.0.1", 0)
+async def served(app: Starlette, main: Awaitable[object], port: int = 0) -> AsyncIterator[str]:
+    listening = bind("127.0.0.1", port)
     task = asyncio.ensure_future(main)
     serving = asyncio.create_task(serve_app(app, listening, task))
     await asyncio.sleep(0)

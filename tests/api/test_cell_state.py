@@ -26,7 +26,7 @@ def test_the_cell_adds_up() -> None:
             async with third.write(wanted(max_tokens=400)) as writing:
                 async for _ in writing:
                     break
-                state = cell_state(server.core, telemetry)
+                state = cell_state(server, telemetry)
         found = msgspec.json.decode(msgspec.json.encode(state), type=Cell)
         assert found == state
         assert (found.target, found.mode, found.policy) == ("ngram", "stop-and-wait", None)

@@ -137,6 +137,27 @@ def test_messages_come_as_they_were_sent_however_they_are_cut(seed: int) -> None
     play(scene)
 
 
+def test_while_it_is_paused_nothing_is_told_and_afterwards_everything() -> None:
+    async def scene(line: Line) -> None:
+        def one_at_a_time(message: bytes | None) -> None:
+            received.append(message)
+            line.server.pause(True)
+
+        received: list[bytes | None] = []
+        line.server.receiver = one_at_a_time
+        for number in range(100):
+            line.client.send_binary(bytes([number]))
+        line.send(line.sent())
+        assert received == [b"\0"]
+        for number in range(1, 100):
+            line.server.pause(False)
+            await asyncio.sleep(0)
+            assert len(received) == number + 1
+        assert received == [bytes([number]) for number in range(100)]
+
+    play(scene)
+
+
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 65_535, 65_536, 300_000])
 def test_what_is_written_arrives(size: int) -> None:
     async def scene(line: Line) -> None:
@@ -166,7 +187,68 @@ def test_what_is_no_websocket_is_told_so_and_ends(data: bytes, code: int) -> Non
         [frame] = line.answers()
         assert (frame.opcode, int.from_bytes(frame.data[:2], "big")) == (Opcode.CLOSE, code)
         assert line.pipe.is_closed
-        assert line.received == [None]
+        assert line.received == [b"", None]  # no frame, and the end
+
+    play(scene)
+
+
+class FakeLoop:
+    """Time passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.due: list[tuple[float, Callable[[], None]]] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, seconds: float, work: Callable[[], None]) -> asyncio.TimerHandle:
+        self.due.append((self.now + seconds, work))
+        return asyncio.get_running_loop().call_later(3600, work)
+
+    def pass_until(self, moment: float) -> None:
+        while self.due and self.due[0][0] <= moment:
+            self.now, work = self.due.pop(0)
+            work()
+        self.now = moment
+
+
+def test_a_peer_that_is_gone_is_found_in_ten_seconds_and_only_then() -> None:
+    async def scene(line: Line) -> None:
+        line.server.stop_keepalive()
+        loop = line.server.loop = FakeLoop()  # type: ignore[assignment]
+        line.server.start_keepalive()
+        loop.pass_until(4.9)
+        assert line.answers() == []
+        loop.pass_until(5.1)
+        assert [frame.opcode for frame in line.answers()] == [Opcode.PING]
+        line.send(line.sent())  # the client's pong
+        loop.pass_until(15.0)
+        assert not line.pipe.is_aborted
+        loop.pass_until(15.2)
+        assert line.pipe.is_aborted
+
+    play(scene)
+
+
+def test_who_sends_whatever_is_there_and_who_may_not_send_is_not_asked() -> None:
+    async def scene(line: Line) -> None:
+        line.server.stop_keepalive()
+        loop = line.server.loop = FakeLoop()  # type: ignore[assignment]
+        line.server.start_keepalive()
+        line.client.send_binary(bytes(100))
+        [slow] = line.client.data_to_send()
+        for second in range(60):  # one message takes longer than anybody may be silent
+            loop.pass_until(4.0 * second)
+            line.send(slow[second : second + 1])
+        line.server.pause(True)
+        loop.pass_until(1000.0)
+        assert not line.pipe.is_aborted
+        line.server.pause(False)
+        loop.pass_until(1004.0)
+        assert line.answers() == []
+        loop.pass_until(1011.0)
+        assert line.pipe.is_aborted
 
     play(scene)
 

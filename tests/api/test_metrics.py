@@ -18,18 +18,19 @@ from starlette.responses import Response
 
 from multispin.api.metrics import MAX_DEVICES, TelemetryCollector, metrics_route
 from multispin.core.controller import ControlSettings
-from multispin.net.telemetry import Telemetry
-from multispin.wire.frames import Hello
+from multispin.net.telemetry import MAX_CODES, Telemetry
+from multispin.wire.frames import Error, Hello
 from tests.net.test_telemetry import a_text, verdict
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana-dashboard.json"
-# As the contract has them.
+# As the contract has them, if not said otherwise.
 COUNTERS = {
     "multispin_spec_decode_num_drafts_total",
     "multispin_spec_decode_num_draft_tokens_total",
     "multispin_spec_decode_num_accepted_tokens_total",
     "multispin_spec_decode_num_accepted_tokens_per_pos_total",
     "multispin_generation_tokens_total",
+    "multispin_refusals_total",  # ours
 }
 HISTOGRAMS = {
     "multispin_time_to_first_token_seconds",
@@ -53,6 +54,9 @@ def busy() -> Telemetry:
         telemetry.down(number, verdict(0, 4, number, upload_bits_per_s=250_000))
         telemetry.down(number, verdict(number + 1, 2, 2, upload_bits_per_s=250_000))
     telemetry.pass_ended(7, 0.03)
+    telemetry.down(0, Error(5, "bad_input", ""))
+    telemetry.down(9, Error(None, "bad_frame", ""))  # before it was greeted
+    telemetry.refused("bad_frame")
     return telemetry
 
 
@@ -98,6 +102,7 @@ def test_the_values_are_those_of_the_telemetry() -> None:
     assert found["multispin_verify_seconds_sum"] == {(): 0.03}
     assert found["multispin_time_to_first_token_seconds_count"] == {(): 3}
     assert found["multispin_inter_token_latency_seconds_count"] == {(): 3}
+    assert found["multispin_refusals_total"] == {("bad_frame",): 2, ("bad_input",): 1}
     # The third has no drafter.
     assert found["multispin_draft_length"] == {("0",): 5, ("1",): 5}
     assert found["multispin_bandwidth_share"] == {("0",): 0.25, ("1",): 0.25}
@@ -108,11 +113,13 @@ def test_labels_are_few_however_many_devices_there_are() -> None:
     for number in range(MAX_DEVICES + 50):
         telemetry.joined(number, Hello(1, "lookup"))
         a_text(telemetry, session=number, device=number)
+        telemetry.down(number, Error(None, f"a word of its server's own, {number}", ""))
     found = samples(telemetry)
+    assert len(found["multispin_refusals_total"]) == MAX_CODES
     assert len(found["multispin_draft_length"]) == MAX_DEVICES
     assert found["multispin_sessions"] == {(): MAX_DEVICES + 50}
     text = bytes(scrape(telemetry).body).decode()
-    assert set(re.findall(r"[{,](\w+)=", text)) == {"le", "device"}
+    assert set(re.findall(r"[{,](\w+)=", text)) == {"le", "device", "code"}
 
 
 def test_scrapers_get_the_format_that_they_ask_for() -> None:
@@ -120,7 +127,7 @@ def test_scrapers_get_the_format_that_they_ask_for() -> None:
     assert plain.headers["content-type"].startswith("text/plain; version=")
     openmetrics = scrape(busy(), "application/openmetrics-text; version=1.0.0")
     assert openmetrics.headers["content-type"].startswith("application/openmetrics-text")
-    assert len(list(parse_openmetrics(bytes(openmetrics.body).decode()))) == 13
+    assert len(list(parse_openmetrics(bytes(openmetrics.body).decode()))) == 14
 
 
 # --- the dashboard --------------------------------------------------------------------------------

@@ -293,6 +293,7 @@ def test_what_answers_is_said(endpoints: Endpoints) -> None:
         "drafter": "ngram",
         "acceptance_rule": "coupled",
         "link": "up",
+        "offline": "wait",
     }
 
 

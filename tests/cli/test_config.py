@@ -330,6 +330,7 @@ def test_every_option_of_every_command_is_a_flag_a_variable_and_a_key(
     tmp_path: Path, path: tuple[str, ...]
 ) -> None:
     values: dict[str, Any] = {}
+    secrets = set()
     flags, lines = [], [f"[{'.'.join(path)}]"]
     for option in all_commands()[path].params:
         if option.name not in all_settings()[path]:
@@ -337,6 +338,8 @@ def test_every_option_of_every_command_is_a_flag_a_variable_and_a_key(
         kind = "bool" if option.is_flag else option.display_type(None).strip("<>")
         value: Any = {"bool": True, "int": 3, "float": 0.5, "list[str]": ["x"]}.get(kind, "x")
         values[option.name] = value
+        if option.hide_input:
+            secrets.add(option.name)
         flags += [option.opts[0], *([] if value is True else [plain(value)])]
         lines.append(f"{option.name} = {toml_value(value)}")
     environment = {all_settings()[path][key]: plain(value) for key, value in values.items()}
@@ -346,10 +349,40 @@ def test_every_option_of_every_command_is_a_flag_a_variable_and_a_key(
         (print_config(path, **environment), lambda key: all_settings()[path][key]),
         (print_config(path, "--config", file), lambda key: f"{file}: {'.'.join(path)}.{key}"),
     ):
-        assert table(path, printed) == values
-        assert dict(re.findall(r"^(\w+) = .*  # (.*)$", printed, re.MULTILINE)) == {
-            key: source(key) for key in values
-        }
+        shown = {key: value for key, value in values.items() if key not in secrets}
+        assert table(path, printed) == shown
+        said = dict(re.findall(r"^(?:# )?(\w+) (?:=|is not) .*  # (.*)$", printed, re.MULTILINE))
+        assert said == {key: source(key) for key in values}
+
+
+def test_what_a_token_is_is_never_printed(tmp_path: Path) -> None:
+    token = "msp_" + "s" * 43
+    printed = [
+        print_config(("complete",), "--token", token),
+        print_config(("top",), MULTISPIN_TOKEN=token),
+        print_config(("chat",), "--config", write(tmp_path, f'[chat]\ntoken = "{token}"\n')),
+    ]
+    assert [text.count("# token is not shown  # ") for text in printed] == [1, 1, 1]
+    mistakes: list[tuple[list[str], dict[str, str]]] = [
+        (["complete", "x", "--token", f"{token}!"], {}),
+        (["complete", "x", "--token-file", "there"], {"MULTISPIN_TOKEN": token}),
+        (["complete", "x"], {"MULTISPIN_TOKEM": token}),
+    ]
+    for text in (
+        f'[complete]\ntokem = "{token}"',
+        f'complete = "{token}"',
+        f'[complete]\ntoken = ["{token}"]',
+    ):
+        mistakes.append((["complete", "x", "--config", write(tmp_path, text)], {}))
+        arguments, environment = mistakes[-1]
+        done = runner.invoke(real_app(), arguments, env=environment)
+        assert isinstance(done.exception, BadInput)
+        printed.append(str(done.exception))
+    for arguments, environment in mistakes[:3]:
+        done = runner.invoke(real_app(), arguments, env=environment)
+        assert isinstance(done.exception, BadInput), (arguments, done.exception)
+        printed.append(str(done.exception))
+    assert not any("sss" in text for text in printed), printed
 
 
 def plain(value: Any) -> str:

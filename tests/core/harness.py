@@ -9,9 +9,11 @@ from multispin.core.batch import BatchLimits
 from multispin.core.confidence import Calibration
 from multispin.core.device import DeviceSession
 from multispin.core.drafter import Drafter, LookupDrafter, ModelDrafter
-from multispin.core.engine import Engine
+from multispin.core.engine import Engine, StepResult
+from multispin.core.limits import ServerLimits
 from multispin.core.mixed import MixedDrafter
-from multispin.core.server import Outgoing, ServerCore, ServerLimits
+from multispin.core.server import Outgoing, ServerCore
+from multispin.core.tenant import LOCAL, Tenant
 from multispin.core.welcome import welcome
 from multispin.lm.ngram import NgramModel
 from multispin.types import AcceptanceRule, SamplingParams
@@ -20,6 +22,7 @@ from multispin.wire.frames import Error, Open, Opened, Verdict
 
 PROMPT = "The phone drafts and the server "
 ONE_BY_ONE = BatchLimits(mode="stop-and-wait")
+SECRETS = random.Random(11).randbytes  # no two servers make the same
 
 
 class FakeClock:
@@ -40,7 +43,7 @@ def new_engine(num_sequences: int = 4, context_length: int = 512) -> Engine:
 def new_server(engine: Engine | None = None, **limits: object) -> Harness:
     engine = engine or new_engine()
     limits.setdefault("batch", ONE_BY_ONE)
-    return Harness(engine, ServerCore(engine.info, ServerLimits(**limits), FakeClock()))
+    return Harness(engine, ServerCore(engine.info, ServerLimits(**limits), FakeClock(), SECRETS))
 
 
 def new_drafter(kind: str) -> Drafter | None:
@@ -82,10 +85,25 @@ class Harness:
     engine: Engine
     core: ServerCore
     sent: list[Outgoing] = field(default_factory=list)
+    links: set[str] = field(default_factory=set)
+
+    def connect(self, link: str, tenant: Tenant = LOCAL) -> None:
+        self.links.add(link)
+        self.core.connect(link, 1.0, tenant=tenant)
+
+    def drop(self, link: str) -> None:
+        self.links.discard(link)
+        self.core.drop(link)
 
     def open(self, message: Open, link: str = "link") -> list[Outgoing]:
+        if link not in self.links:
+            self.connect(link)
         prompt = self.engine.tokenize(message.prompt, parse_special=False)
         return self._send(self.core.open(link, message, prompt))
+
+    def resume(self, message: frames.Resume, link: str) -> list[Outgoing]:
+        message = frames.decode_from_device(frames.encode(message))
+        return self._send(self.core.resume(link, message))
 
     def draft(self, message: frames.Draft, link: str = "link") -> list[Outgoing]:
         message = frames.decode_from_device(frames.encode(message))
@@ -93,9 +111,10 @@ class Harness:
 
     def step(self) -> list[Outgoing] | None:
         batch = self.core.next_batch()
-        if batch is None:
-            return None
-        return self._send(self.core.complete(self.engine.step(batch)))
+        return None if batch is None else self.complete(self.engine.step(batch))
+
+    def complete(self, result: StepResult) -> list[Outgoing]:
+        return self._send(self.core.complete(result))
 
     def _send(self, outgoing: list[Outgoing]) -> list[Outgoing]:
         self.sent += outgoing

@@ -138,26 +138,26 @@ def test_an_idle_session_gives_up_its_sequence_and_comes_back() -> None:
 def test_sequences_are_assigned_by_what_they_hold() -> None:
     caches = Caches(3)
     text = np.arange(100, dtype=np.int32)
-    assert caches.assign(text, {}) == (0, 0)
+    assert caches.assign(text, {}, "us") == (0, 0)
     # A copy of what runs.
-    assert caches.assign(text[:60], {0: text[:50]}) == (1, 50)
+    assert caches.assign(text[:60], {0: text[:50]}, "us") == (1, 50)
     assert caches.take_copies() == [Copy(0, 1, 50)]
     caches.release(0, text[:90])
     # Taken over by the one that goes on, cut at the first difference.
     other = text.copy()
     other[80:] = 7
-    assert caches.assign(other, {1: text[:50]}) == (0, 80)
+    assert caches.assign(other, {1: text[:50]}, "us") == (0, 80)
     assert caches.take_copies() == [Copy(0, 0, 80)]
     # A short beginning of what was left is copied while there is room.
     caches.release(0, other)
-    assert caches.assign(text[:20], {1: text[:50]}) == (2, 19)
+    assert caches.assign(text[:20], {1: text[:50]}, "us") == (2, 19)
     assert caches.take_copies() == [Copy(0, 2, 19)]
     # The longest unused makes room.
     caches.release(2, text[:19])
-    assert caches.assign(np.full(30, 9, np.int32), {}) == (0, 0)
+    assert caches.assign(np.full(30, 9, np.int32), {}, "us") == (0, 0)
     assert caches.take_copies() == [emptied(0)]
-    assert caches.assign(np.full(30, 8, np.int32), {}) == (2, 0)
-    assert caches.assign(np.full(30, 8, np.int32), {2: tokens()}) is None
+    assert caches.assign(np.full(30, 8, np.int32), {}, "us") == (2, 0)
+    assert caches.assign(np.full(30, 8, np.int32), {2: tokens()}, "us") is None
     # Whatever is short is not worth keeping.
     caches.take_copies()
     caches.release(0, text[:3])

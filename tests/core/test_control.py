@@ -15,6 +15,7 @@ from multispin.core.controller import (
     PROBE_LENGTH,
     REPLAN_S,
     SEAT_S,
+    Controller,
     ControlSettings,
     SessionKey,
 )
@@ -23,6 +24,7 @@ from multispin.core.drafter import Drafted, ModelDrafter
 from multispin.lm.ngram import NgramModel
 from multispin.radio.channel import ConstantEfficiency
 from multispin.types import Mode
+from multispin.wire.payload import payload
 from tests.core.virtual_time import Cell, Hardware
 
 IN_CHARGE = ControlSettings("heterogeneous")
@@ -182,3 +184,18 @@ def test_the_grants_share_out_the_uplink_and_no_more(mode: Mode, policy: str, bu
         assert used <= 15_000 * 1.01
         num_full += used > 0.98 * 15_000
     assert num_full > 10
+
+
+def test_when_everybody_has_left_there_is_nothing_to_plan() -> None:
+    now = [0.0]
+    controller = Controller(IN_CHARGE, payload("coupled", 256), 32, lambda: now[0], "window")
+    for link in range(2):
+        controller.join(SessionKey(link, 0), 8)
+    controller.plan()
+    for link in range(2):
+        controller.leave(SessionKey(link, 0))
+        controller.drop(link)
+    for _ in range(3):
+        now[0] += 2 * SEAT_S
+        controller.plan()
+    assert controller.beliefs()[0] == []

@@ -190,6 +190,7 @@ def test_a_target_without_logits_says_so(fields: dict[str, object]) -> None:
     engine = RecordEngine(record, num_sequences=2, context_length=64, max_rows=8)
     for target in (engine, CostEngine(engine, Costs(fixed_s=1.0), "cost:x")):
         core = new_server(target).core  # type: ignore[arg-type]
+        core.connect("link", 1.0)
         message = msgspec.structs.replace(request(), **fields)
         with pytest.raises(BadInput, match=f"{next(iter(fields))} = .* no logits"):
             core.check_open("link", message)
@@ -206,6 +207,7 @@ def test_a_target_without_logits_says_so(fields: dict[str, object]) -> None:
 )
 def test_what_is_out_of_range_is_refused_by_name(fields: dict[str, object], named: str) -> None:
     core = new_server().core
+    core.connect("link", 1.0)
     with pytest.raises(BadInput, match=f"^{named} = "):
         core.check_open("link", msgspec.structs.replace(request(), **fields))
 

@@ -9,7 +9,8 @@ import pytest
 from multispin.core.batch import BatchLimits
 from multispin.core.confidence import Calibration
 from multispin.core.drafter import Drafted, ModelDrafter
-from multispin.core.server import Outgoing, ServerCore, ServerLimits
+from multispin.core.limits import ServerLimits
+from multispin.core.server import Outgoing, ServerCore
 from multispin.lm.ngram import NgramModel
 from multispin.types import TokenIds
 from multispin.wire import frames

@@ -11,7 +11,7 @@ from multispin.core.controller import ControlSettings
 from multispin.core.cost import CostEngine, Costs
 from multispin.core.drafter import Drafter
 from multispin.core.engine import Engine
-from multispin.core.server import ServerLimits
+from multispin.core.limits import ServerLimits
 from multispin.sim.events import Stopwatch
 from multispin.sim.seat import Text, Told, VirtualDevice
 from multispin.sim.virtual_cell import VirtualCell

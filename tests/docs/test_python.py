@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from multispin import client
+from multispin.net.device import Device
 from multispin.net.drafting import DrafterOptions
 from multispin.types import SamplingParams
 from tests.cli.test_commands import serving
@@ -60,9 +61,10 @@ def rows() -> dict[str, str]:
 
 def test_every_option_is_documented_with_its_default() -> None:
     documented = rows()
-    assert set(documented) == set(client.Drafting.__annotations__) | set(
+    assert set(documented) == {"offline"} | set(client.Connecting.__annotations__) | set(
         client.Options.__annotations__
     )
+    assert documented["offline"] == Device(None, None).offline  # type: ignore[arg-type]
     sampling, drafting = SamplingParams(), DrafterOptions("")
     for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
         assert float(documented[name]) == getattr(sampling, name)

@@ -42,6 +42,13 @@ def test_truncated_file(tmp_path: Path, small_model_path: Path, keep: int) -> No
     path = tmp_path / "it.gguf"
     with small_model_path.open("rb") as file:
         path.write_bytes(file.read(keep))
+    with pytest.raises(BadInput, match=r"the file is damaged: .+; get it again"):
+        opened(path)
+
+
+def test_what_is_sound_and_unknown_is_refused_by_llama_cpp(tmp_path: Path) -> None:
+    path = tmp_path / "it.gguf"
+    path.write_bytes(tiny_llama(causal=True).replace(b"llama", b"lhama"))
     with pytest.raises(BadInput, match=r"llama\.cpp cannot load it \(.+\); get it again"):
         opened(path)
 

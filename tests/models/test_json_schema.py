@@ -9,10 +9,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from multispin.core.device import SpeculationStats
 from multispin.core.drafter import ModelDrafter
+from multispin.core.speculation import SpeculationStats
 from multispin.lm.ngram import NgramModel
 from multispin.net.device import Device, Request
+from multispin.net.line import Line
 from multispin.net.link import DeviceLink
 from multispin.net.websocket import WebSocketTransport
 from multispin.wire.frames import ChatMessage
@@ -73,7 +74,7 @@ async def knowing(address: str, texts: list[list[int]]) -> Device:
         num_sequences=AT_ONCE,
         context_length=1024,
     )
-    return Device(link, ModelDrafter(model, owns_vocabulary=False))
+    return Device(Line(link), ModelDrafter(model, owns_vocabulary=False))
 
 
 def check(text: str) -> None:

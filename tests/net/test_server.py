@@ -11,10 +11,11 @@ import pytest
 
 from multispin.core.batch import BatchLimits
 from multispin.core.drafter import Drafter
-from multispin.core.server import ServerLimits
+from multispin.core.limits import ServerLimits
 from multispin.errors import EngineLost, PeerError
 from multispin.net.device import Device, Request
 from multispin.net.engine_process import LocalEngine
+from multispin.net.line import Line
 from multispin.net.link import DeviceLink
 from multispin.net.observer import Observer
 from multispin.net.server import EdgeServer
@@ -76,7 +77,7 @@ async def device(
     link = await DeviceLink.greet(
         dial(server), kind, own.fingerprint if own else None, observers=observers
     )
-    it = Device(link, drafter)
+    it = Device(Line(link), drafter)
     try:
         yield it
     finally:
@@ -195,7 +196,7 @@ def test_garbage_after_the_greeting_ends_the_link() -> None:
 def test_a_reader_that_stops_reading_is_cut_off_and_costs_bounded_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("multispin.net.server.MAX_UNSENT", 10_000)
+    monkeypatch.setattr("multispin.net.server_link.MAX_UNSENT", 10_000)
 
     class Stuck(MemoryServerTransport):
         def write(self, data: bytes) -> None:
@@ -294,7 +295,7 @@ def test_texts_that_hold_everybody_up_are_refused_unread() -> None:
                     await text_of(it, wanted(prompt=prompt))
                 assert caught.value.code == "context_overflow"
             with pytest.raises(PeerError) as caught:
-                await it.link.tokenize("x" * 300_000)
+                await (await it.line.link()).tokenize("x" * 300_000)
             assert caught.value.code == "bad_frame"
 
     asyncio.run(main())

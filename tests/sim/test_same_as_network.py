@@ -20,9 +20,10 @@ from multispin.core.controller import ControlSettings
 from multispin.core.cost import CostEngine, Costs
 from multispin.core.drafter import Drafted, Drafter, ModelDrafter
 from multispin.core.engine import Batch, StepResult
-from multispin.core.server import ServerLimits
+from multispin.core.limits import ServerLimits
 from multispin.lm.ngram import NgramModel
 from multispin.net.device import Device, Request
+from multispin.net.line import Line
 from multispin.net.link import DeviceLink
 from multispin.net.server import EdgeServer
 from multispin.net.transport import MemoryServerTransport
@@ -133,9 +134,10 @@ def simulated(scene: Scene) -> Log:
         def write(number: int) -> Text:
             if own is not None:
                 own.free(0)
-            wanted = request(kind, number)
+            wanted = request(kind, number)._asdict()
+            del wanted["provisional"]  # which is between the device and its reader
             has_text = own is None or own.vocabulary is None
-            message = Open(session=number, **wanted._asdict(), wants_text=has_text)
+            message = Open(session=number, **wanted, wants_text=has_text)
             return Text(message, target.tokenize(message.prompt, parse_special=False), own)
 
         def upload(start_s: float, draft: Draft, bits_per_s: int) -> float:
@@ -267,7 +269,7 @@ async def write_for_ever(server: EdgeServer, scene: Scene, index: int, log: Log)
         own = drafter(kind)
         name = own.name if own else "none"
         link = await DeviceLink.greet(near, name, server.core.info.fingerprint)
-        device = Device(link, own, draft_s_per_token=kind.draft_s_per_token, clock=now)
+        device = Device(Line(link), own, draft_s_per_token=kind.draft_s_per_token, clock=now)
         for number in range(1000):
             async with device.write(request(kind, number)) as writing:
                 async for _ in writing:

@@ -15,7 +15,9 @@ from multispin.wire.frames import (
     Draft,
     Hello,
     Open,
+    Opened,
     PrefixDigest,
+    Resume,
     TokenLogprobs,
     Verdict,
     Welcome,
@@ -74,6 +76,8 @@ def test_the_digest_depends_on_every_token_and_not_on_the_portions() -> None:
         Open(2, [frames.ChatMessage("user", "hi")], SamplingParams(), "greedy", 7, 16, 4),
         Open(3, CHAT, SamplingParams(), "greedy", 7, 16, 4, num_logprobs=20, json_schema="{}"),
         Open(4, CHAT, SamplingParams(), "greedy", 7, 16, 4, tools='[{"type":"function"}]'),
+        Open(5, CHAT, SamplingParams(), "greedy", 7, 16, 4, committed=b"abc"),
+        Resume(6, b"t" * 16, 9, b"8" * 8),
         Draft(1, 0, 9, b"8" * 8, b"abc", 1500, [(b"ab", b"cd")]),
     ],
 )
@@ -90,7 +94,10 @@ def test_device_frames_come_back(frame: frames.FromDevice) -> None:
         Verdict(
             1, 0, 9, 0, 0, 1, 77, 4, logprobs=[TokenLogprobs(77, -0.5, b"a", [(3, -1.0, b"")])]
         ),
+        Opened(1, b"abc", 4, 9600, b"t" * 16),
+        Opened(1, b"", 4, resume=b"t" * 16, committed=b"abc", text=b"\xff"),
         frames.Error(None, "bad_frame", "no"),
+        frames.Error(1, "overloaded", "later", 1.5),
     ],
 )
 def test_server_frames_come_back(frame: frames.FromServer) -> None:

@@ -7,7 +7,9 @@ from typing import TypeAlias
 
 from multispin.api.openai_answers import TokenDetails, Usage
 from multispin.api.texts import Texts
-from multispin.core.device import Committed, SpeculationStats
+from multispin.core.device import Committed
+from multispin.core.reading import extended
+from multispin.core.speculation import SpeculationStats
 from multispin.net.device import Request
 from multispin.types import FinishReason
 from multispin.wire.frames import TokenLogprobs
@@ -33,9 +35,9 @@ class Answer:
             self.num_prompt = writing.session.num_prompt
             await begin(self)
             async for committed in writing:
-                self.text += committed.text
+                self.text = extended(self.text, committed.text, committed.replaces)
                 self.logprobs += committed.logprobs
-                self.num_tokens += len(committed.ids)
+                self.num_tokens += 0 if committed.provisional else len(committed.ids)
                 self.finish = committed.finish
                 await tell(self, committed)
             self.stats = writing.stats

@@ -23,7 +23,7 @@ _PATH = re.compile(r" - at (?:`key` in )?`\$\.?(.*)`$")
 _NAME = re.compile(r"`(.*?)`")
 
 
-async def read_body(receive: Receive) -> bytes:
+async def read_body(receive: Receive, most_bytes: int = MAX_BODY_BYTES) -> bytes:
     """All of it. Raise ApiError where it is too large or too slow."""
     parts: list[bytes] = []
     num_bytes = 0
@@ -33,12 +33,12 @@ async def read_body(receive: Receive) -> bytes:
                 num_bytes += len(part)
                 if num_bytes > MAX_DROPPED_BYTES:
                     break
-                if num_bytes <= MAX_BODY_BYTES:
+                if num_bytes <= most_bytes:
                     parts.append(part)
     except TimeoutError:
         raise ApiError(408, f"the body took longer than {BODY_S:g} s", code="timeout") from None
-    if num_bytes > MAX_BODY_BYTES:
-        message = f"the body has more than {MAX_BODY_BYTES} bytes: shorten the prompt"
+    if num_bytes > most_bytes:
+        message = f"the body has more than {most_bytes} bytes: shorten the prompt"
         raise ApiError(413, message, code="request_too_large")
     return b"".join(parts)
 

@@ -19,10 +19,10 @@ def model_routes(find_texts: FindTexts) -> list[Route]:
     created = int(time.time())
 
     async def models(request: Request) -> Response:
-        return _json(Models("list", [model_of(find_texts(), created)]))
+        return _json(Models("list", [model_of(find_texts(request.scope), created)]))
 
     async def model(request: Request) -> Response:
-        found, name = model_of(find_texts(), created), request.path_params["name"]
+        found, name = model_of(find_texts(request.scope), created), request.path_params["name"]
         if name != found.id:
             message = f"model = {name}: this endpoint has {found.id} only"
             raise ApiError(404, message, code="model_not_found", param="model")

@@ -10,7 +10,9 @@ import msgspec
 
 if TYPE_CHECKING:  # `multispin top` reads what is written here, and has no server
     from multispin.core.server import ServerCore
-    from multispin.net.telemetry import DeviceState, RecentPasses, Telemetry
+    from multispin.net.server import EdgeServer
+    from multispin.net.server_link import Link
+    from multispin.net.telemetry import RecentPasses, Telemetry
 
 MAX_DEVICES = 1024  # listed; the sums count all
 
@@ -35,6 +37,11 @@ class CellDevice(msgspec.Struct, frozen=True):
     num_draft_tokens: int
     num_accepted_tokens: int
     num_committed_tokens: int
+    acceptance_by_position: list[float] = []  # as in the answers' `speculation`
+    draft_s_per_token: float | None = None  # as the controller believes; None: not measured yet
+    round_trip_s: float | None = None
+    uplink_bytes: int = 0
+    downlink_bytes: int = 0
 
 
 class WithoutDrafter(msgspec.Struct, frozen=True):
@@ -61,7 +68,9 @@ class Cell(msgspec.Struct, frozen=True):
     without_drafter: WithoutDrafter
 
 
-def cell_state(core: ServerCore, telemetry: Telemetry) -> Cell:
+def cell_state(server: EdgeServer, telemetry: Telemetry) -> Cell:
+    core = server.core
+    links = {link.number: link for link in server.links}
     recent, passes = telemetry.recent_drafts(), telemetry.recent_passes()
     drafting = sorted(number for number, state in telemetry.devices.items() if state.drafts)
     others = [state for state in telemetry.devices.values() if not state.drafts]
@@ -75,7 +84,7 @@ def cell_state(core: ServerCore, telemetry: Telemetry) -> Cell:
         goodput_tokens_per_s=recent.goodput_tokens_per_s,
         acceptance=recent.acceptance,
         passes=_passes(passes),
-        devices=[_device(n, telemetry.devices[n], telemetry) for n in drafting[:MAX_DEVICES]],
+        devices=[_device(links[n], core, telemetry) for n in drafting[:MAX_DEVICES] if n in links],
         without_drafter=WithoutDrafter(
             sum(state.num_sessions for state in others),
             sum(state.recent.goodput_tokens_per_s for state in others),
@@ -87,9 +96,11 @@ def _passes(passes: RecentPasses) -> Passes:
     return Passes(passes.num_rows, passes.seconds, passes.busy)
 
 
-def _device(number: int, state: DeviceState, telemetry: Telemetry) -> CellDevice:
+def _device(link: Link, core: ServerCore, telemetry: Telemetry) -> CellDevice:
+    state = telemetry.devices[link.number]
+    stats, estimate = state.stats, core.controller.estimate(link)
     return CellDevice(
-        device=number,
+        device=link.number,
         drafter=state.drafter,
         num_sessions=state.num_sessions,
         draft_length=state.draft_length,
@@ -97,7 +108,15 @@ def _device(number: int, state: DeviceState, telemetry: Telemetry) -> CellDevice
         bandwidth_share=telemetry.share(state),
         goodput_tokens_per_s=state.recent.goodput_tokens_per_s,
         acceptance=state.recent.acceptance,
-        num_draft_tokens=state.stats.num_draft_tokens,
-        num_accepted_tokens=state.stats.num_accepted_tokens,
-        num_committed_tokens=state.stats.num_committed_tokens,
+        num_draft_tokens=stats.num_draft_tokens,
+        num_accepted_tokens=stats.num_accepted_tokens,
+        num_committed_tokens=stats.num_committed_tokens,
+        acceptance_by_position=[
+            accepted / drafted
+            for accepted, drafted in zip(stats.accepted_at, stats.drafted_at, strict=True)
+        ],
+        draft_s_per_token=estimate.draft_s_per_token if estimate and stats.num_drafts else None,
+        round_trip_s=estimate.round_trip_s if estimate and estimate.has_round_trip else None,
+        uplink_bytes=link.num_received,
+        downlink_bytes=link.num_sent,
     )

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from multispin.api.answer import Answer, Begin, Tell, speculation, usage
+from multispin.api.auth import ending
 from multispin.api.body import decode, read_body
 from multispin.api.dialects import Dialect
 from multispin.api.errors import ApiError, api_error
@@ -40,8 +41,7 @@ class Endpoint:
         except ClientDisconnect:
             pass  # nobody listens
         except asyncio.CancelledError:
-            stopping = ApiError(503, "this endpoint is being stopped", code="unreachable")
-            await self._refuse(stopping, events, scope, receive, send)
+            await self._refuse(ending(scope), events, scope, receive, send)
         except Exception as error:
             await self._refuse(api_error(error), events, scope, receive, send)
 
@@ -50,7 +50,7 @@ class Endpoint:
     ) -> None:
         dialect = self._dialect
         body = decode(await read_body(receive), dialect.request)
-        texts = self._find_texts()
+        texts = self._find_texts(scope)
         trace = _trace(scope)
         requests = [request._replace(trace=trace) for request in dialect.requests(body, texts)]
         answers = [Answer(index, request) for index, request in enumerate(requests)]
@@ -120,8 +120,9 @@ class Call:
 
         async def tell(answer: Answer, committed: Committed) -> None:
             chunks = []
-            if committed.text or committed.logprobs:
-                chunks.append(self._chunk([dialect.piece(answer, committed)]))
+            if committed.text or committed.logprobs or committed.replaces:
+                piece = dialect.piece(answer, committed)
+                chunks.append(self._chunk([piece], **_caveats(committed)))
             if committed.finish:
                 chunks.append(self._chunk([dialect.closing(answer)]))
             if chunks:
@@ -152,3 +153,13 @@ class Call:
             "seed": self._answers[0].request.seed,
             "speculation": speculation(self._answers).report(),
         }
+
+
+def _caveats(committed: Committed) -> dict[str, Any]:
+    """What a reader has to know of it, if anything."""
+    caveats: dict[str, Any] = {}
+    if committed.provisional:
+        caveats["provisional"] = True
+    if committed.replaces:
+        caveats["replaces"] = committed.replaces
+    return caveats

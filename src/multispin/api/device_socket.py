@@ -8,17 +8,21 @@ their own.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from starlette.websockets import WebSocket
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from multispin.core.tenant import LOCAL, Tenant
 from multispin.net.server import EdgeServer
 from multispin.net.transport import Receiver
 from multispin.wire.frames import MAX_FRAME_BYTES, Error, encode
 
 EXTENSION = "multispin"  # of the ASGI scope, where the endpoint finds the socket itself
 CLOSE_S = 2.0  # a device gets so long to read what it was sent
+KEEPALIVE_S = 10.0  # who has said nothing for so long, not even to a ping, is gone
+PING_S = 5.0  # who has said nothing for so long is asked
 WHOLE_BINARY = 0x82  # the first byte of a frame that is a message of its own
 MASKED = 0x80  # in the second byte, as in whatever comes from a client
 CONTROL = 0x08  # in the first byte of a ping, pong or close
@@ -35,8 +39,14 @@ class DeviceSocket(WebSocketsSansIOProtocol):
         super().__init__(*arguments, **named)
         self._unread = bytearray()  # of a frame whose end is still to come
         self._is_amid = False  # in a message of several frames
+        self._is_paused = False
+        self._heard_at = 0.0
 
     # --- ServerTransport -------------------------------------------------------------------------
+
+    @property
+    def address(self) -> str:
+        return self.client[0] if self.client else ""
 
     @property
     def num_unsent(self) -> int:
@@ -57,13 +67,17 @@ class DeviceSocket(WebSocketsSansIOProtocol):
     def pause(self, is_paused: bool) -> None:
         if self.transport.is_closing():
             return
+        self._is_paused = is_paused
         if is_paused:
             self.transport.pause_reading()
         else:
+            self._heard_at = self.loop.time()  # what it said meanwhile comes now
             self.transport.resume_reading()
+            if self._unread:
+                asyncio.get_running_loop().call_soon(self._go_on)
 
     def close(self) -> None:
-        if self.close_sent or self.transport.is_closing():
+        if self.conn.close_sent or self.transport.is_closing():
             return
         self.pause(False)  # the answer is to be read
         self.conn.send_close(NORMAL_CLOSURE)
@@ -74,9 +88,30 @@ class DeviceSocket(WebSocketsSansIOProtocol):
     def abort(self) -> None:
         self.transport.abort()
 
+    # --- whether anybody is there ----------------------------------------------------------------
+
+    def start_keepalive(self) -> None:
+        """The handshake is done. uvicorn's own way also asks who is busy sending a long message,
+        and closes by waiting for a peer that is gone."""
+        self._heard_at = self.loop.time()
+        self.ping_timer = self.loop.call_later(PING_S, self._ask)
+
+    def _ask(self) -> None:
+        """At PING_S without a sign of life, at KEEPALIVE_S, and whenever it might have been."""
+        silent_s = 0.0 if self._is_paused else self.loop.time() - self._heard_at
+        if silent_s >= KEEPALIVE_S:
+            self.abort()
+            return
+        if silent_s >= PING_S and not self.close_sent:
+            self.conn.send_ping(b"")
+            self.transport.write(b"".join(self.conn.data_to_send()))
+        next_s = KEEPALIVE_S if silent_s >= PING_S else PING_S
+        self.ping_timer = self.loop.call_later(next_s - silent_s, self._ask)
+
     # --- what arrives ----------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
+        self._heard_at = self.loop.time()
         if self.receiver is None:
             super().data_received(data)
             return
@@ -86,11 +121,16 @@ class DeviceSocket(WebSocketsSansIOProtocol):
         else:
             self._unread += data[self._take_frames(data) :]
 
+    def _go_on(self) -> None:
+        """With what came before it was paused."""
+        if not self.transport.is_closing():
+            self.data_received(b"")
+
     def _take_frames(self, data: bytes | bytearray) -> int:
-        """Take the frames that are complete; where the last of them ends."""
+        """Take the frames that are complete, until paused; where the last of them ends."""
         assert self.receiver is not None
         begin = 0
-        while len(data) >= begin + 2:
+        while not self._is_paused and len(data) >= begin + 2:
             first, length, at = data[begin], data[begin + 1], begin + 2
             is_masked, length = length & MASKED, length & ~MASKED
             if length > 125:
@@ -117,6 +157,13 @@ class DeviceSocket(WebSocketsSansIOProtocol):
             message, self.frames = b"".join(self.frames), []
             self.receiver(message)
 
+    def handle_parser_exception(self) -> None:
+        """It speaks no WebSocket, which it is told by the code of a close: bytes that are no frame
+        to whom they were sent."""
+        if self.receiver is not None:
+            self.receiver(b"")
+        super().handle_parser_exception()
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         if self.receiver is not None:
@@ -126,6 +173,11 @@ class DeviceSocket(WebSocketsSansIOProtocol):
         self.scope["extensions"][EXTENSION] = self  # type: ignore[assignment]
         await super().run_asgi()
 
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if self.initial_response is not None and self.close_sent:  # a refusal, all of it sent
+            self.handshake_complete = True  # uvicorn would log an error otherwise
+
 
 def _unmasked(data: bytes | bytearray, mask: bytes | bytearray) -> bytes:
     num_bytes = len(data)
@@ -134,12 +186,14 @@ def _unmasked(data: bytes | bytearray, mask: bytes | bytearray) -> bytes:
     return number.to_bytes(num_bytes, "little")
 
 
-async def serve_device(websocket: WebSocket, server: EdgeServer | None) -> None:
+async def serve_device(
+    websocket: WebSocket, server: EdgeServer | None, tenant: Tenant = LOCAL
+) -> None:
     """Speak with one device; there is no server while its model loads."""
     await websocket.accept()
     socket: DeviceSocket = websocket.scope["extensions"][EXTENSION]
     if server is not None:
-        await server.serve(socket)
+        await server.serve(socket, tenant)
         return
     error = Error(None, "loading", "the server is loading its model: try again in a moment")
     socket.write(encode(error))

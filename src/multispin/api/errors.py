@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 
 import msgspec
@@ -22,10 +23,17 @@ STATUS = {
     "context_overflow": 400,
     "draft_too_long": 400,
     "overloaded": 429,
+    "rate_limited": 429,
+    "draining": 503,
     "loading": 503,
     "unreachable": 503,
+    # A device that its server does not let in: nothing that its applications could cure.
+    "forbidden": 503,
+    "target_changed": 503,
+    "unauthorized": 503,
 }  # of what the server says; anything else is 500
-RETRY_AFTER_S = {429: 1, 503: 2}  # clients of OpenAI's wait so long and try again
+# Clients of OpenAI's wait so long and try again, where nobody knows better.
+RETRY_AFTER_S = {429: 1, 503: 2}
 OPENAI_CODE = {"context_overflow": "context_length_exceeded"}
 # The wire names the field in the message only, as BadInput writes it.
 _FIELD = re.compile(r"([a-z_]+)(?:\[[^\]]*\])? = ")
@@ -46,9 +54,15 @@ class ApiError(MultispinError):
     """An error with everything that its answer says."""
 
     def __init__(
-        self, status: int, message: str, *, code: str | None = None, param: str | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_s: float = 0.0,
     ) -> None:
-        super().__init__(message, code=code or "bad_input")
+        super().__init__(message, code=code or "bad_input", retry_after_s=retry_after_s)
         self.status = status
         self.param = param
 
@@ -63,8 +77,11 @@ class ApiError(MultispinError):
         headers = {}
         if self.status in (408, 413):  # the rest of its body is not read
             headers["Connection"] = "close"
+        if self.status == 401:
+            headers["WWW-Authenticate"] = 'Bearer realm="multispin"'
         if self.status in RETRY_AFTER_S:
-            headers["Retry-After"] = str(RETRY_AFTER_S[self.status])
+            wait_s = math.ceil(self.retry_after_s) or RETRY_AFTER_S[self.status]
+            headers["Retry-After"] = str(wait_s)
         return Response(self.body(), self.status, headers, "application/json")
 
 
@@ -79,7 +96,13 @@ def api_error(error: BaseException) -> ApiError:
             status = 400 if isinstance(error, BadInput) else STATUS.get(error.code, 500)
             message = str(error)
             named = _FIELD.match(message) if status == 400 else None
-            return ApiError(status, message, code=error.code, param=named and named[1])
+            return ApiError(
+                status,
+                message,
+                code=error.code,
+                param=named and named[1],
+                retry_after_s=error.retry_after_s,
+            )
         case _:
             log.error("an answer failed", exc_info=error)
             return ApiError(500, "an error of the server's own: its log has more", code="internal")

@@ -6,23 +6,13 @@ http://127.0.0.1 directly. The first shows in the header Host, the second in Ori
 
 from __future__ import annotations
 
-import ipaddress
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from multispin.api.errors import ApiError
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or an address, as it stands in a URL, can only be this machine."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+from multispin.net.address import is_loopback
 
 
 class Guard:
@@ -37,10 +27,7 @@ class Guard:
             try:
                 self._check(Headers(scope=scope))
             except ApiError as error:
-                if scope["type"] == "http":
-                    await error.response()(scope, receive, send)
-                else:
-                    await send({"type": "websocket.close", "code": 1008})  # before accept: 403
+                await error.response()(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

@@ -55,6 +55,7 @@ class TelemetryCollector(Collector):
             "verify_seconds", "A forward pass of the target.", telemetry.verify_seconds
         )
         yield _histogram("verify_rows", "Rows of a forward pass.", telemetry.verify_rows)
+        yield self._refusals()
         yield from self._grants()
 
     def _speculation(self) -> Iterator[Metric]:
@@ -78,6 +79,16 @@ class TelemetryCollector(Collector):
         for position, accepted in enumerate(totals.accepted_at):
             by_position.add_metric([str(position)], accepted)
         yield by_position
+
+    def _refusals(self) -> Metric:
+        refusals = CounterMetricFamily(
+            PREFIX + "refusals",
+            "Frames, requests and connections that were refused, by code.",
+            labels=["code"],
+        )
+        for code, number in sorted(self._telemetry.refusals.items()):
+            refusals.add_metric([code], number)
+        return refusals
 
     def _grants(self) -> Iterator[Metric]:
         lengths = GaugeMetricFamily(

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from multispin.core.reading import Replaces
 from multispin.types import FinishReason
 
 
@@ -42,8 +43,14 @@ class Whole(Reply, kw_only=True):
 
 
 class Chunk(Reply, kw_only=True):
-    """The last one of a stream has the usage, where that was asked for, and no choices."""
+    """The last one of a stream has the usage, where that was asked for, and no choices.
 
+    What is ``provisional`` was drafted without a link to the server and may be replaced; a chunk
+    that ``replaces`` says from where on.
+    """
+
+    provisional: bool | UnsetType = UNSET
+    replaces: Replaces | UnsetType = UNSET
     usage: Usage | UnsetType = UNSET
     seed: int | UnsetType = UNSET
     speculation: dict[str, Any] | UnsetType = UNSET

@@ -50,6 +50,7 @@ class CommonRequest(Strict, kw_only=True):
     repetition_penalty: float | None = None
     acceptance_rule: AcceptanceRule | None = None
     draft_length: Annotated[int, Meta(ge=0, lt=2**15)] | None = None
+    provisional: bool | None = None  # take text that may be replaced
     # Of no consequence here:
     user: Ignored = None
     metadata: Ignored = None

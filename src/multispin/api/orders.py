@@ -67,6 +67,8 @@ def _requests(
     if body.model != texts.target:
         message = f"model = {body.model}: this endpoint has {texts.target} only"
         raise ApiError(404, message, code="model_not_found", param="model")
+    if body.provisional and not body.stream:
+        raise BadInput("provisional", "true", "needs stream true: a whole answer is never that")
     num = body.n or 1
     if num * len(prompts) > MAX_ANSWERS:
         raise BadInput("n", num, f"at most {MAX_ANSWERS} answers, over all prompts")
@@ -85,6 +87,7 @@ def _requests(
             max_tokens=max_tokens,
             draft_length=draft_length,
             stop=stop,
+            provisional=bool(body.provisional),
             **wanted,
         )
         for prompt in prompts

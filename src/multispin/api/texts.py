@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeAlias
 
+from starlette.types import Scope
+
+from multispin.core.tenant import LOCAL, Tenant
 from multispin.errors import PeerError
-from multispin.net.device import Device, Request, Writing
+from multispin.net.device import Device, Request
+from multispin.net.line import Line
 from multispin.net.link import DeviceLink
 from multispin.net.server import EdgeServer
 from multispin.net.transport import MemoryTransport
-from multispin.types import AcceptanceRule
+from multispin.net.writing import Writing
+from multispin.types import AcceptanceRule, Offline
 
 NO_DRAFTER = "none"
 MAX_WAITING = 64  # texts that wait for a place at a device's drafter
@@ -53,7 +59,7 @@ class Texts(Protocol):
 
 
 # Raises MultispinError (code loading) while there is nobody yet.
-FindTexts: TypeAlias = Callable[[], Texts]
+FindTexts: TypeAlias = Callable[[Scope], Texts]
 
 
 class ServerTexts:
@@ -63,11 +69,18 @@ class ServerTexts:
     draft_length = 0
     rule: AcceptanceRule = "coupled"
 
-    def __init__(self, server: EdgeServer) -> None:
+    def __init__(self, server: EdgeServer, tenant: Tenant = LOCAL) -> None:
         self._server = server
+        self._tenant = tenant
         self._serving: set[asyncio.Task[None]] = set()
         self.target = server.core.info.target
         self.context_length = server.core.info.context_length
+
+    def bound_to(self, tenant: Tenant) -> ServerTexts:
+        """The same for who asks."""
+        own = copy.copy(self)
+        own._tenant = tenant
+        return own
 
     @property
     def is_up(self) -> bool:
@@ -78,12 +91,12 @@ class ServerTexts:
         """On a link of its own: a long prompt holds up no other request, and whatever happens to
         this one, the end of its link ends its session."""
         near, far = MemoryTransport.pair()
-        serving = asyncio.create_task(self._server.serve(far))
+        serving = asyncio.create_task(self._server.serve(far, self._tenant))
         self._serving.add(serving)
         serving.add_done_callback(self._serving.discard)
         try:
             link = await DeviceLink.greet(near, NO_DRAFTER, None)
-            device = Device(link, None)
+            device = Device(Line(link), None)
             try:
                 async with device.write(request) as writing:
                     yield writing
@@ -108,15 +121,25 @@ class DeviceTexts:
         self._device = device
         self._places = asyncio.Semaphore(num_places)
         self._num_waiting = 0
-        self.target = device.link.welcome.target
-        self.context_length = device.link.welcome.context_length
+        self.target = device.line.welcome.target
+        self.context_length = device.line.welcome.context_length
         self.drafter = drafter
         self.draft_length = draft_length
         self.rule = rule
 
     @property
     def is_up(self) -> bool:
-        return self._device.link.is_up
+        return self._device.line.is_up
+
+    @property
+    def trouble(self) -> str:
+        """Why they cannot."""
+        return self._device.line.trouble
+
+    @property
+    def offline(self) -> Offline:
+        """What becomes of them meanwhile."""
+        return self._device.offline
 
     @contextlib.asynccontextmanager
     async def write(self, request: Request) -> AsyncIterator[Writing]:

@@ -11,15 +11,17 @@ import msgspec
 
 from multispin.bench.link import ShapedSocket
 from multispin.bench.measures import Measured, Spent, TextLog, measure
-from multispin.core.device import SpeculationStats
 from multispin.core.mixed import MixedDrafter
 from multispin.core.prompt import prompt_text
 from multispin.core.replay import ReplayDrafter
+from multispin.core.speculation import SpeculationStats
 from multispin.errors import BadInput
 from multispin.lm.base import Vocabulary
 from multispin.lm.record import Record, RecordedText, read_record
-from multispin.net.device import Device, Request, Writing
+from multispin.net.device import Device, Request
+from multispin.net.line import Line
 from multispin.net.link import DeviceLink
+from multispin.net.writing import Writing
 from multispin.types import SamplingParams
 from multispin.wire.frames import ChatMessage
 
@@ -170,7 +172,7 @@ async def _connect(server: str, drafter: ReplayDrafter, speed: DeviceSpeed) -> D
     socket = await ShapedSocket.connect(server, speed.round_trip_s, speed.uplink_bits_per_s)
     fingerprint = drafter.vocabulary.fingerprint if drafter.vocabulary else None
     link = await DeviceLink.greet(socket, drafter.name, fingerprint)
-    return Device(link, MixedDrafter(drafter), draft_s_per_token=speed.draft_s_per_token)
+    return Device(Line(link), MixedDrafter(drafter), draft_s_per_token=speed.draft_s_per_token)
 
 
 def _spent(devices: Sequence[ReplayedDevice]) -> Spent:

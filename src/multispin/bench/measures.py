@@ -10,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from multispin.core.device import SpeculationStats
+from multispin.core.speculation import SpeculationStats
 
 LEAST_WRITING = 0.1  # of the measuring time, for figures of it
 

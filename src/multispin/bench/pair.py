@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from multispin.bench.verification import Tell, fill
-from multispin.core.device import SpeculationStats
 from multispin.core.drafter import Drafter, Sampler
 from multispin.core.engine import Batch, Engine, Work, emptied
+from multispin.core.speculation import SpeculationStats
 from multispin.errors import BadInput
 from multispin.types import AcceptanceRule, SamplingParams, TokenIds
 from multispin.wire.frames import Verdict

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from typing import Annotated
 
@@ -52,7 +54,10 @@ def main() -> None:
     commands.register(app)
     config.configure(app)
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except MultispinError as error:
         print(f"error: {error}", file=sys.stderr)
         curable = isinstance(error, BadInput) or error.code in CURABLE_CODES
@@ -60,4 +65,17 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
+        _drop_output()
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f"at {error.filename}" if error.filename else "where the output goes"
+        print(f"error: no space left on the disk {where}", file=sys.stderr)
+        _drop_output()
+        sys.exit(1)
+
+
+def _drop_output() -> None:
+    """What is left of it: else Python fails to write it once more when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

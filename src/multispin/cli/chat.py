@@ -33,6 +33,11 @@ def chat(
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 1024,
     temperature: options.Temperature = 0.0,
     seed: options.Seed = None,
+    token: options.Token = None,
+    token_file: options.TokenFile = None,
+    ca: options.Ca = None,
+    cert: options.Cert = None,
+    key: options.Key = None,
 ) -> None:
     """Chat with the large model through a device agent; without a terminal, a line is a message."""
     SamplingParams(temperature).validate()
@@ -41,7 +46,7 @@ def chat(
     from multispin.cli.endpoint import HttpEndpoint
 
     endpoint = HttpEndpoint(
-        device,
+        options.address(device, token, token_file, ca, cert, key, "--device"),
         "--device",
         f"start one with `multispin device --port {options.DEFAULT_AGENT_PORT}`, or name its port",
     )

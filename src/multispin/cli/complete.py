@@ -14,13 +14,20 @@ from multispin.errors import BadInput
 from multispin.types import SamplingParams
 
 if TYPE_CHECKING:
+    from multispin.net.address import Address
     from multispin.net.device import Request
     from multispin.net.drafting import DrafterOptions
+    from multispin.net.line import Change
 
 
 def complete(
     prompt: Annotated[str, typer.Argument(help="The text to continue; - reads standard input.")],
     server: options.Server = f"127.0.0.1:{options.DEFAULT_PORT}",
+    token: options.Token = None,
+    token_file: options.TokenFile = None,
+    ca: options.Ca = None,
+    cert: options.Cert = None,
+    key: options.Key = None,
     draft: options.Draft = "lookup",
     draft_length: options.DraftLength = options.DEFAULT_DRAFT_LENGTH,
     chat: Annotated[
@@ -83,8 +90,9 @@ def complete(
         draft_length=draft_length,
         stop=stop or [],
     )
+    address = options.address(server, token, token_file, ca, cert, key)
     drafter = drafter_options(draft, threads=threads, gpu_layers=gpu_layers)
-    result = asyncio.run(_complete(server, drafter, request, stream=not as_json))
+    result = asyncio.run(_complete(address, drafter, request, stream=not as_json))
     if as_json:
         print(json.dumps(result))
     else:
@@ -106,11 +114,12 @@ def _parse_bias(pairs: list[str]) -> dict[int, float]:
 
 
 async def _complete(
-    server: str, drafter: DrafterOptions, request: Request, *, stream: bool
+    server: Address, drafter: DrafterOptions, request: Request, *, stream: bool
 ) -> dict[str, Any]:
     from multispin.net.drafting import connect
 
     device = await connect(server, drafter)
+    device.line.on_change = _tell
     parts = []
     try:
         async with device.write(request) as writing:
@@ -130,11 +139,16 @@ async def _complete(
                 "speculation": writing.stats.report(),
                 "seed": request.seed,
                 "acceptance_rule": request.rule,
-                "target": device.link.welcome.target,
+                "target": device.line.welcome.target,
                 "draft": drafter.draft,
             }
     finally:
         await device.close()
+
+
+def _tell(change: Change) -> None:
+    news = "the link is up again" if change.is_up else f"{change.reason}: waiting for another link"
+    print(f"\n[{news}]", file=sys.stderr)
 
 
 def _summary(result: dict[str, Any]) -> None:

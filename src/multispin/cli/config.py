@@ -86,7 +86,8 @@ class _Command:
         if isinstance(info, OptionInfo):
             flag = _flag(info) or f"--{name.replace('_', '-')}"
             name = flag.removeprefix("--").replace("-", "_")
-            self.settings[name] = Setting(name, kind, variable_name(self.path, name))
+            variable = variable_name(self.path, name)
+            self.settings[name] = Setting(name, kind, variable, is_secret=info.hide_input)
             info = copy.copy(info)
             info.show_envvar = info.envvar is not None  # --help has one line for all others
             if kind is bool:  # what the file switches on can be switched off
@@ -192,6 +193,8 @@ class _Command:
         for key, source in sources.items():
             if given[key] is None:
                 yield f"# {key} is not set  # {source}"
+            elif self.settings[key].is_secret:
+                yield f"# {key} is not shown  # {source}"
             else:
                 yield f"{key} = {toml_value(given[key])}  # {source}"
 

@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 import time
+import webbrowser
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,6 +166,7 @@ async def _demo(
             file.write_text("\n".join(json.dumps({"prompt": text}) for text in mine))
             files.append((role, file))
         async with _serving(target) as address:
+            _show_dashboard(f"http://{address}/")
             together = await _phase("devices draft", address, draft, files, options)
             alone = await _phase("server alone", address, "none", files, options)
     return together, alone
@@ -175,7 +177,7 @@ async def _serving(target: str) -> AsyncIterator[str]:
     # Reproducible, so that the two phases must write the same, token by token.
     server = await _start(
         *("serve", "--target", target, "--port", "0", "--ctx-size", "1024", "--reproducible"),
-        *("--log-level", "warning"),
+        *("--log-level", "warning", "--show-texts"),  # they are the demo's own
     )
     try:
         assert server.stdout is not None
@@ -190,6 +192,16 @@ async def _serving(target: str) -> AsyncIterator[str]:
         if server.returncode is None:
             server.terminate()
             await server.wait()
+
+
+def _show_dashboard(url: str) -> None:
+    """In a browser, where somebody sits in front of one."""
+    print(f"watch it at {url}", flush=True)
+    has_screen = sys.platform in ("darwin", "win32") or any(
+        os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
+    )
+    if has_screen and sys.stdout.isatty():
+        webbrowser.open(url)
 
 
 async def _start(*arguments: str) -> asyncio.subprocess.Process:

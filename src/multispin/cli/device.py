@@ -6,18 +6,20 @@ import asyncio
 import inspect
 import json
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from multispin.cli import options
 from multispin.errors import BadInput
-from multispin.types import SamplingParams
+from multispin.types import Offline, SamplingParams
 
 if TYPE_CHECKING:
     import socket
 
+    from multispin.core.device import Committed
+    from multispin.net.address import Address
     from multispin.net.device import Device, Request
     from multispin.net.drafting import DrafterOptions
 
@@ -41,6 +43,11 @@ def device(
     ] = 4,
     prompts: options.Prompts = "-",
     server: options.Server = f"127.0.0.1:{options.DEFAULT_PORT}",
+    token: options.Token = None,
+    token_file: options.TokenFile = None,
+    ca: options.Ca = None,
+    cert: options.Cert = None,
+    key: options.Key = None,
     draft: options.Draft = "lookup",
     draft_length: options.DraftLength = options.DEFAULT_DRAFT_LENGTH,
     chat: Annotated[bool, typer.Option("--chat", help="Use the target's chat template.")] = False,
@@ -51,12 +58,32 @@ def device(
     min_p: options.MinP = 0.0,
     seed: options.Seed = None,
     acceptance_rule: options.Rule = None,
+    offline: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(get_args(Offline)),
+            help="What becomes of texts while the link is down. draft: the small model goes on "
+            "alone, for who takes text that may be replaced.",
+        ),
+    ] = "wait",
+    other_server: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST:PORT", help="One with the same target, for when the first is gone."
+        ),
+    ] = None,
     draft_s_per_token: Annotated[
         float, typer.Option(help="Draft no faster than this: stands for a slower device.")
     ] = 0.0,
     spectral_efficiency: Annotated[
         float, typer.Option(help="Bit/s/Hz of the uplink, where the server shares out hertz.")
     ] = 1.0,
+    pad: Annotated[
+        bool,
+        typer.Option(
+            "--pad", help="Hide what is written from who watches the link: sizes and times alike."
+        ),
+    ] = False,
     threads: options.Threads = None,
     gpu_layers: options.GpuLayers = 0,
     log_format: options.LogFormat = "text",
@@ -76,7 +103,11 @@ def device(
         _refuse_given(given, OF_ENDPOINT, "goes with --port")
         params = SamplingParams(temperature, top_k, top_p, min_p)
         params.validate()
+        if offline == "draft" and not events:
+            remedy = "goes with --port or --events: text that is printed cannot be replaced"
+            raise BadInput("--offline", offline, remedy)
     rule = options.acceptance_rule(acceptance_rule, params)
+    mode: Offline = options.choice("--offline", offline, get_args(Offline))
     if draft_s_per_token < 0:
         raise BadInput("--draft-s-per-token", draft_s_per_token, "must be 0 or more")
     options.check_writing(draft_length, max_tokens, seed)
@@ -85,6 +116,10 @@ def device(
 
     from multispin.cli.drafter import drafter_options
 
+    credentials = (token, token_file, ca, cert, key)
+    addresses = [options.address(server, *credentials)]
+    for other in other_server or []:
+        addresses.append(options.address(other, *credentials, "--other-server"))
     listening = None
     if port is not None:
         from multispin.api.serving import bind
@@ -97,11 +132,12 @@ def device(
         num_sequences=1 if port is None else max_sessions,
         draft_s_per_token=draft_s_per_token,
         spectral_efficiency=spectral_efficiency,
+        pads=pad,
     )
     if listening is not None:
         options.start_log(log_format, log_level)
         defaults = {"num_places": max_sessions, "draft_length": draft_length, "rule": rule}
-        asyncio.run(_serve(listening, server, drafter, defaults))
+        asyncio.run(_serve(listening, addresses, drafter, mode, defaults))
         return
 
     from multispin.cli.prompts import read_prompts
@@ -117,10 +153,12 @@ def device(
             max_tokens=max_tokens,
             draft_length=draft_length,
             stop=[],
+            provisional=events,
         )
         for text in read_prompts(prompts)
     )
-    asyncio.run(_run(server, drafter, requests, print_event if events else print_text))
+    tell = print_event if events else print_text
+    asyncio.run(_run(addresses, drafter, mode, requests, tell))
 
 
 def _refuse_given(given: dict[str, Any], names: tuple[str, ...], remedy: str) -> None:
@@ -135,7 +173,11 @@ def _refuse_given(given: dict[str, Any], names: tuple[str, ...], remedy: str) ->
 
 
 async def _serve(
-    listening: socket.socket, server: str, drafter: DrafterOptions, defaults: dict[str, Any]
+    listening: socket.socket,
+    addresses: Sequence[Address],
+    drafter: DrafterOptions,
+    offline: Offline,
+    defaults: dict[str, Any],
 ) -> None:
     from multispin.api.app import create_device_app
     from multispin.api.serving import address_of, serve_app
@@ -144,12 +186,15 @@ async def _serve(
     from multispin.net.watch import watch
 
     with watch("device") as watching:
-        device = await connect(server, drafter, watching.observers)
+        first, *others = addresses
+        device = await connect(first, drafter, watching.observers, others=others, offline=offline)
         texts = DeviceTexts(device, drafter.draft, **defaults)
         print(address_of(listening), flush=True)
         try:
             app = create_device_app(texts, watching.telemetry)
-            await serve_app(app, listening, asyncio.Event().wait())
+            await serve_app(
+                app, listening, asyncio.Event().wait(), refused=watching.telemetry.refused
+            )
         finally:
             await device.close()
 
@@ -169,11 +214,21 @@ def print_text(event: dict[str, Any]) -> None:
             print("\n")
 
 
-async def _run(server: str, drafter: DrafterOptions, requests: Iterator[Request], tell) -> None:  # type: ignore[no-untyped-def]
+async def _run(
+    addresses: Sequence[Address],
+    drafter: DrafterOptions,
+    offline: Offline,
+    requests: Iterator[Request],
+    tell: Callable[[dict[str, Any]], None],
+) -> None:
     from multispin.net.drafting import connect
 
-    device = await connect(server, drafter)
-    tell({"event": "connected", "target": device.link.welcome.target, "draft": drafter.draft})
+    first, *others = addresses
+    device = await connect(first, drafter, others=others, offline=offline)
+    device.line.on_change = lambda change: tell(
+        {"event": "link", "state": "up" if change.is_up else "down", "reason": change.reason}
+    )
+    tell({"event": "connected", "target": device.line.welcome.target, "draft": drafter.draft})
     try:
         while (request := await asyncio.to_thread(next, requests, None)) is not None:
             await _write(device, request, tell)
@@ -181,7 +236,15 @@ async def _run(server: str, drafter: DrafterOptions, requests: Iterator[Request]
         await device.close()
 
 
-async def _write(device: Device, request: Request, tell) -> None:  # type: ignore[no-untyped-def]
+def _caveats(committed: Committed) -> dict[str, Any]:
+    """What a reader has to know of it, if anything."""
+    caveats: dict[str, Any] = {"provisional": True} if committed.provisional else {}
+    if (replaces := committed.replaces) is not None:
+        caveats["replaces"] = {"token": replaces.token, "character": replaces.character}
+    return caveats
+
+
+async def _write(device: Device, request: Request, tell: Callable[[dict[str, Any]], None]) -> None:
     began = time.monotonic()
     async with device.write(request) as writing:
         session = writing.session
@@ -196,6 +259,7 @@ async def _write(device: Device, request: Request, tell) -> None:  # type: ignor
                     "draft_length": session.grant,
                     "elapsed_s": time.monotonic() - began,
                     "speculation": writing.stats.report(),
+                    **_caveats(committed),
                 }
             )
         tell(

@@ -18,6 +18,7 @@ def drafter_options(
     num_sequences: int = 1,
     draft_s_per_token: float = 0.0,
     spectral_efficiency: float = 1.0,
+    pads: bool = False,
 ) -> DrafterOptions:
     """Find the drafter's file, pulling it from the catalog if need be."""
     path = None
@@ -32,4 +33,5 @@ def drafter_options(
         gpu_layers=gpu_layers,
         draft_s_per_token=draft_s_per_token,
         spectral_efficiency=spectral_efficiency,
+        pads=pads,
     )

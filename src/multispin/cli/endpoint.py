@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 from multispin.errors import CURABLE_CODES, BadInput, PeerError
+from multispin.net.address import Address, reason_of
 
 TIMEOUT_S = 10.0  # to connect, and for answers that nobody has to write
 DATA = b"data: "
@@ -16,9 +17,9 @@ OUR_CODES = {"context_length_exceeded": "context_overflow"}
 
 
 class HttpEndpoint:
-    """``address`` is HOST:PORT, and ``option`` the one that it was given by."""
+    """``option`` is the one that the address was given by."""
 
-    def __init__(self, address: str, option: str, remedy: str) -> None:
+    def __init__(self, address: Address, option: str, remedy: str) -> None:
         self._address = address
         self._option = option
         self._remedy = remedy
@@ -50,26 +51,28 @@ class HttpEndpoint:
     def _asked(
         self, method: str, path: str, body: str | None = None
     ) -> Iterator[http.client.HTTPResponse]:
-        connection = http.client.HTTPConnection(*self._host_and_port(), timeout=TIMEOUT_S)
+        connection = self._connection()
+        headers = {"Content-Type": "application/json", **self._address.headers}
         try:
             connection.connect()
             if body is not None:  # a text takes as long as it takes
                 connection.sock.settimeout(None)
-            connection.request(method, path, body, {"Content-Type": "application/json"})
+            connection.request(method, path, body, headers)
             response = connection.getresponse()
             if response.status != 200:
                 raise _refusal(response.read(), f"{response.status} {response.reason}")
             yield response
         except (OSError, http.client.HTTPException) as error:
-            raise self._nobody(str(error) or type(error).__name__) from None
+            reason = reason_of(error, over_tls=self._address.tls is not None)
+            raise self._nobody(reason) from None
         finally:
             connection.close()
 
-    def _host_and_port(self) -> tuple[str, int]:
-        host, _, port = self._address.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-            raise BadInput(self._option, self._address, "must be HOST:PORT")
-        return host.strip("[]"), int(port)
+    def _connection(self) -> http.client.HTTPConnection:
+        host, port, tls = self._address.host, self._address.port, self._address.tls
+        if tls is None:
+            return http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
+        return http.client.HTTPSConnection(host, port, timeout=TIMEOUT_S, context=tls)
 
     def _nobody(self, reason: str) -> BadInput:
         return BadInput(

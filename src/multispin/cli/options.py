@@ -5,20 +5,45 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Sequence
-from typing import Annotated, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, TypeVar, get_args
 
 import typer
 
 from multispin.errors import BadInput
 from multispin.types import AcceptanceRule, SamplingParams
 
+if TYPE_CHECKING:
+    from multispin.net.address import Address
+
 C = TypeVar("C", bound=str)
 
 DEFAULT_PORT = 8600
 DEFAULT_AGENT_PORT = 8601
 DEFAULT_DRAFT_LENGTH = 4
+TOKEN_VARIABLE = "MULTISPIN_TOKEN"
 
-Server = Annotated[str, typer.Option(help="HOST:PORT of the edge server.")]
+Server = Annotated[
+    str,
+    typer.Option(help="HOST:PORT of the edge server; off loopback over TLS, unless http://…"),
+]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TOKEN",
+        envvar=TOKEN_VARIABLE,
+        hide_input=True,
+        help="Access token. Others on this machine see what is on its command line.",
+    ),
+]
+TokenFile = Annotated[str | None, typer.Option(metavar="FILE", help="File that has the token.")]
+Ca = Annotated[
+    str | None,
+    typer.Option(metavar="FILE.pem", help="Trust servers of this CA, not the system's."),
+]
+Cert = Annotated[
+    str | None, typer.Option(metavar="FILE.pem", help="Certificate to show to the server.")
+]
+Key = Annotated[str | None, typer.Option(metavar="FILE.key", help="And its key.")]
 Draft = Annotated[
     str,
     typer.Option(
@@ -53,6 +78,31 @@ LogLevel = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+def address(
+    server: str,
+    token: str | None,
+    token_file: str | None,
+    ca: str | None,
+    cert: str | None,
+    key: str | None,
+    option: str = "--server",
+) -> Address:
+    """Where the server is, and what shows it who we are."""
+    from multispin.net.address import parse_address
+
+    if token and token_file:
+        raise BadInput("--token-file", token_file, "state it or --token, not both")
+    return parse_address(
+        server,
+        option,
+        token=token or "",
+        token_file=token_file or "",
+        ca=ca,
+        cert=cert,
+        key=key,
+    )
 
 
 def num_threads(threads: int | None) -> int:

@@ -149,6 +149,8 @@ def _write(path: Path, cell: str) -> None:
         with path.open("x", encoding="utf-8") as file:
             file.write(cell)
     except OSError as error:
+        if not isinstance(error, FileExistsError):
+            path.unlink(missing_ok=True)  # a full disk leaves a piece of it
         print(cell, end="", file=sys.stderr)  # minutes of work
         raise BadInput("--out", path, f"cannot be written: {error.strerror}") from None
 

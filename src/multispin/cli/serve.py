@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import ipaddress
 import math
 import os
 import sys
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from multispin.cli import options
+from multispin.cli.protection import protection
 from multispin.errors import BadInput
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ def serve(
     policy: Annotated[
         str | None,
         typer.Option(
-            help="Who decides how far devices draft (as in `plan`); by default, each device."
+            help="Who decides how far devices draft, as in `plan`, or your own as MODULE:CLASS; by "
+            "default, each device."
         ),
     ] = None,
     uplink_bits_per_s: Annotated[
@@ -73,16 +74,52 @@ def serve(
             metavar="FILE.record", help="Texts of this record go on as recorded; for measurements."
         ),
     ] = None,
+    show_texts: Annotated[
+        bool,
+        typer.Option(
+            "--show-texts",
+            help="Show what is being written on the dashboard; else no text is ever kept or shown.",
+        ),
+    ] = False,
+    pad: Annotated[
+        bool,
+        typer.Option(
+            "--pad", help="Pad every device's link, asked for or not (see `device --pad`)."
+        ),
+    ] = False,
+    drain_s: Annotated[
+        float, typer.Option(help="Seconds for running texts to end when it is told to stop.")
+    ] = 10.0,
     threads: options.Threads = None,
     gpu_layers: options.GpuLayers = 0,
     log_format: options.LogFormat = "text",
     log_level: options.LogLevel = "info",
+    cert: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.pem", help="The server's certificate, for TLS (see `certs`)."),
+    ] = None,
+    key: Annotated[str | None, typer.Option(metavar="FILE.key", help="And its key.")] = None,
+    client_ca: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.pem", help="Let in only who has a certificate of this CA, too."),
+    ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.json", help="Let in only who has an access token (`tokens`)."),
+    ] = None,
+    share_prefixes: Annotated[
+        bool,
+        typer.Option(
+            "--share-prefixes",
+            help="Read what prompts of several access tokens begin with once for all: how soon an "
+            "answer begins then tells what others have asked.",
+        ),
+    ] = False,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Serve off loopback without TLS and tokens.")
+        bool, typer.Option("--insecure", help="Serve off loopback without TLS or tokens.")
     ] = False,
 ) -> None:
     """Serve a large model to devices that draft for it."""
-    _check_address(host, insecure)
     for field, value, low, high in (
         ("--ctx-size", ctx_size, 16, 1 << 20),
         ("--max-sessions", max_sessions, 1, _most_sessions(target)),
@@ -90,11 +127,13 @@ def serve(
     ):
         if not low <= value <= high:
             raise BadInput(field, value, f"must lie between {low} and {high}")
+    if not 0 <= drain_s <= 3600:
+        raise BadInput("--drain-s", drain_s, "must lie between 0 and 3600")
 
     from multispin.api.serving import bind
     from multispin.catalog import find_model, progress_on_stderr
     from multispin.core.batch import BatchLimits
-    from multispin.core.server import ServerLimits
+    from multispin.core.limits import ServerLimits
     from multispin.net.loading import COST_PREFIX, TargetOptions
     from multispin.types import Mode
 
@@ -106,6 +145,9 @@ def serve(
     checked: Mode = options.choice("--mode", mode, get_args(Mode))
 
     options.start_log(log_format, log_level)
+    protected = protection(
+        host, cert=cert, key=key, client_ca=client_ca, tokens=tokens, insecure=insecure
+    )
     listening = bind(host, port)
     path = None
     if target not in TARGETS_WITHOUT_FILE and not has_costs:
@@ -118,7 +160,9 @@ def serve(
         max_rows = max(max_rows, 8 * max_sessions)
     control = _control(policy, uplink_bits_per_s, bandwidth_hz, least_share)
     batch = BatchLimits(max_rows=max_rows, mode=checked)
-    limits = ServerLimits(max_draft_length, batch=batch, control=control)
+    limits = ServerLimits(
+        max_draft_length, share_prefixes=share_prefixes, batch=batch, control=control
+    )
     load = TargetOptions(
         target=target,
         path=path,
@@ -133,7 +177,7 @@ def serve(
     if log_format == "text":
         proof = " and proving the reproducible mode" if reproducible else ""
         print(f"loading {target}{proof} …", file=sys.stderr)
-    asyncio.run(_serve(listening, load, limits))
+    asyncio.run(_serve(listening, load, limits, protected, show_texts, drain_s, pad))
 
 
 def _most_sessions(target: str) -> int:
@@ -149,13 +193,14 @@ def _control(
     bandwidth_hz: float | None,
     least_share: float | None,
 ) -> ControlSettings:
-    from multispin.control import POLICIES
+    from multispin.control import find_policy
     from multispin.core.controller import ControlSettings
 
+    if policy in ("exhaustive", "outage-constrained"):
+        # The one is for small cells and people with time; a server has promised no outage.
+        raise BadInput("--policy", policy, "is for `plan` and `simulate` only; try heterogeneous")
     if policy is not None:
-        # 'exhaustive' is for small cells and people with time; a server has promised no outage.
-        left_out = ("exhaustive", "outage-constrained")
-        options.choice("--policy", policy, tuple(n for n in POLICIES if n not in left_out))
+        find_policy(policy)
     for field, value in (
         ("--uplink-bits-per-s", uplink_bits_per_s),
         ("--bandwidth-hz", bandwidth_hz),
@@ -178,23 +223,6 @@ def _control(
     return replace(control, least_share=least_share)
 
 
-def _check_address(host: str, insecure: bool) -> None:
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        raise BadInput("--host", host, "must be an IP address or localhost") from None
-    if loopback:
-        return
-    if not insecure:
-        raise BadInput(
-            "--host",
-            host,
-            "off loopback anybody could read and use it: there is no TLS and no access token yet; "
-            "write --insecure if the network is yours alone",
-        )
-    print(f"warning: serving on {host} without TLS and access tokens", file=sys.stderr)
-
-
 def _tell_differences(counters: Counters) -> None:
     print(
         f"replayed: {counters.num_replay_differences} judgements differed from the record, "
@@ -203,8 +231,11 @@ def _tell_differences(counters: Counters) -> None:
     )
 
 
-async def _serve(listening, load, limits) -> None:  # type: ignore[no-untyped-def]
+async def _serve(  # type: ignore[no-untyped-def]
+    listening, load, limits, protected, show_texts, drain_s, pad
+) -> None:
     from multispin.api.app import ServerState, create_app
+    from multispin.api.dashboard_feed import Logs
     from multispin.api.serving import address_of, serve_app
     from multispin.net.engine_process import start_engine
     from multispin.net.server import EdgeServer
@@ -213,10 +244,12 @@ async def _serve(listening, load, limits) -> None:  # type: ignore[no-untyped-de
     async def main() -> None:
         engine = await start_engine(load)
         try:
-            state.server = EdgeServer(engine, limits, observers=watching.observers)
+            observers = [*watching.observers, *state.logs.observers]
+            state.server = EdgeServer(engine, limits, observers=observers, pads=pad)
+            state.logs.attach(state.server.core)
             gc.collect()
             gc.freeze()  # what is here now stays: looking through it again would hold up batches
-            print(address_of(listening), flush=True)
+            print(address_of(listening, protected.tls), flush=True)
             await state.server.run()
         finally:
             if load.replay and state.server:
@@ -224,5 +257,11 @@ async def _serve(listening, load, limits) -> None:  # type: ignore[no-untyped-de
             await engine.close()
 
     with watch("server", limits.control) as watching:
-        state = ServerState(telemetry=watching.telemetry)
-        await serve_app(create_app(state), listening, main())
+        state = ServerState(telemetry=watching.telemetry, logs=Logs(shows_texts=show_texts))
+
+        async def drain() -> None:
+            if state.server is not None:
+                await state.server.drain(drain_s)
+
+        refused = watching.telemetry.refused
+        await serve_app(create_app(state), listening, main(), drain, refused, protected)

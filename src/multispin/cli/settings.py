@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, Union, get_args, get_origin
 
 from multispin.cli import options
+from multispin.core.tenant import TOKEN_PREFIX
 from multispin.errors import BadInput
 
 PREFIX = "MULTISPIN"
@@ -19,6 +20,7 @@ OTHER_VARIABLES = (  # read where they are needed, whatever the command
     "MULTISPIN_CELLS",  # tests
     "MULTISPIN_LLAMA_LIB",
     "MULTISPIN_OFFLINE",
+    options.TOKEN_VARIABLE,
 )
 
 
@@ -28,6 +30,7 @@ class Setting(NamedTuple):
     key: str
     kind: Any  # its type
     variable: str
+    is_secret: bool = False
 
 
 # Settings by key, commands by name; a group of commands is a table of tables.
@@ -81,7 +84,7 @@ def _check_table(table: dict[str, Any], known: Commands | Settings, prefix: str)
             remedy = f"unknown key; {near}known are {', '.join(known) or '(none)'}"
             raise BadInput(field, _shown(value), remedy)
         if isinstance(inner, Setting):
-            checked[key] = _converted(value, inner.kind, field)
+            checked[key] = _converted(value, inner, field)
         elif isinstance(value, dict):
             checked[key] = _check_table(value, inner, f"{field}.")
         else:
@@ -89,14 +92,15 @@ def _check_table(table: dict[str, Any], known: Commands | Settings, prefix: str)
     return checked
 
 
-def _converted(value: object, kind: Any, field: str) -> Any:
+def _converted(value: object, setting: Setting, field: str) -> Any:
     import msgspec
 
-    one = _without_none(kind)
+    one = _without_none(setting.kind)
     try:
         return msgspec.convert(value, str if one is Path else one)
     except msgspec.ValidationError:
-        raise BadInput(field, _shown(value), f"must be {described(kind)}") from None
+        shown = "(not shown)" if setting.is_secret else _shown(value)
+        raise BadInput(field, shown, f"must be {described(setting.kind)}") from None
 
 
 def _without_none(kind: Any) -> Any:
@@ -122,6 +126,8 @@ def described(kind: Any) -> str:
 
 
 def _shown(value: object) -> str:
+    if TOKEN_PREFIX in str(value):  # a secret, at whichever key it stands
+        return "(not shown)"
     return "{...}" if isinstance(value, dict) else repr(value)
 
 

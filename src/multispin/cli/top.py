@@ -27,6 +27,11 @@ NONE = "–"
 
 def top(
     server: options.Server = f"127.0.0.1:{options.DEFAULT_PORT}",
+    token: options.Token = None,
+    token_file: options.TokenFile = None,
+    ca: options.Ca = None,
+    cert: options.Cert = None,
+    key: options.Key = None,
     once: Annotated[bool, typer.Option("--once", help="Print one frame and end.")] = False,
 ) -> None:
     """Show a server's cell in the terminal, once a second; q or Ctrl-C ends."""
@@ -34,7 +39,8 @@ def top(
 
     from multispin.cli.endpoint import HttpEndpoint
 
-    endpoint = HttpEndpoint(server, "--server", "start one with `multispin serve`")
+    address = options.address(server, token, token_file, ca, cert, key)
+    endpoint = HttpEndpoint(address, "--server", "start one with `multispin serve`")
 
     def look() -> Cell:
         return read_cell(endpoint.get("/api/cell"))

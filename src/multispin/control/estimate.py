@@ -72,6 +72,11 @@ class RunningMean:
         """The mean; the prior where nothing was observed. Time only lowers its weight."""
         return self._mean
 
+    @property
+    def is_known(self) -> bool:
+        """Whether anything was observed."""
+        return self._last_s is not None
+
     def weight(self, now_s: float) -> float:
         """How much was observed, in the unit of the weights, as it counts now."""
         elapsed = 0.0 if self._last_s is None else max(now_s - self._last_s, 0.0)
@@ -153,6 +158,11 @@ class DeviceEstimate:
     @property
     def round_trip_s(self) -> float:
         return self._trip.value()
+
+    @property
+    def has_round_trip(self) -> bool:
+        """Whether it was measured at all."""
+        return self._trip.is_known
 
 
 @dataclass(frozen=True)

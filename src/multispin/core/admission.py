@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from multispin.acceptance import PROPOSAL_TOTAL
 from multispin.core.engine import EngineInfo
+from multispin.core.text import TextStream
 from multispin.errors import BadInput, PeerError
+from multispin.lm.base import Vocabulary
 from multispin.lm.json_grammar import MAX_SCHEMA_BYTES
 from multispin.types import TokenIds
 from multispin.wire.frames import ChatMessage, Draft, Open, is_proposal, unpack_ids
@@ -82,8 +84,9 @@ def _content(turn: ChatMessage) -> str:
     return "".join((turn.role, turn.content or "", turn.name or "", turn.tool_call_id or "", calls))
 
 
-def check_prompt(prompt: TokenIds, context_length: int) -> None:
-    """Raise BadInput for a prompt, in token ids, that leaves no room for an answer."""
+def check_prompt(prompt: TokenIds, context_length: int, most: int | None) -> None:
+    """Raise BadInput for a prompt, in token ids, that leaves no room for an answer, or that is
+    longer than the ``most`` its tenant may have."""
     if len(prompt) == 0:
         raise BadInput("prompt", "''", "must not be empty")
     if len(prompt) >= context_length:
@@ -94,6 +97,29 @@ def check_prompt(prompt: TokenIds, context_length: int) -> None:
             "shorten the prompt or serve with a larger --ctx-size",
             code="context_overflow",
         )
+    if most is not None and len(prompt) > most:
+        remedy = f"this access token allows {most}: shorten the prompt"
+        raise BadInput("prompt", f"{len(prompt)} tokens", remedy)
+
+
+def unpack_committed(message: Open, id_bits: int, vocabulary: Vocabulary, most: int) -> TokenIds:
+    """The tokens of a text that is to be continued; ``most`` follow the prompt in the context.
+
+    Raise BadInput for a text that no server can have left unfinished.
+    """
+    most = min(message.max_tokens, most)
+    num_ids = 8 * len(message.committed) // id_bits
+    if num_ids >= most:
+        raise BadInput("committed", f"{num_ids} tokens", f"must be fewer than the {most} allowed")
+    try:
+        ids = unpack_ids(message.committed, id_bits, vocabulary.size)
+    except PeerError as error:
+        raise BadInput("committed", f"{num_ids} tokens", str(error)) from None
+    stream = TextStream(message.stop)
+    stream.push(vocabulary.decode(ids.tolist()))
+    if stream.stopped or not vocabulary.end_ids.isdisjoint(ids.tolist()):
+        raise BadInput("committed", f"{num_ids} tokens", "the text has ended")
+    return ids
 
 
 def unpack_proposals(

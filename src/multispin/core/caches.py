@@ -3,20 +3,22 @@
 A prefix that is in some sequence already is not computed again: a session that shares it with
 another begins as a copy, and one that goes on where an ended one stopped (the next turn of a chat)
 takes over what that left behind. What ended sessions leave is kept until the room is needed, the
-longest unused first.
+longest unused first. Texts of different owners have nothing to do with each other, however they
+begin: how fast a prompt is read would tell one owner what another has asked.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, TypeAlias
 
 from multispin.core.engine import Copy, emptied
 from multispin.lm.prefix import num_common
 from multispin.types import TokenIds
 
 MIN_SHARED = 16  # tokens; a shorter common prefix is computed as fast as it is copied
+Head: TypeAlias = tuple[str, bytes]
 
 
 class Place(NamedTuple):
@@ -33,34 +35,34 @@ class Caches:
         # A heap: reproducible mode is quickest with low, adjacent sequences.
         self._empty = list(range(num_sequences))
         self._kept: dict[int, TokenIds] = {}  # what ended sessions left, longest unused first
-        # By their first MIN_SHARED tokens: who differs there shares too little to look further.
-        self._heads: dict[int, bytes] = {}
-        self._with_head: dict[bytes, set[int]] = {}
+        # By owner and first MIN_SHARED tokens: who differs there has too little to share.
+        self._heads: dict[int, Head] = {}
+        self._with_head: dict[Head, set[int]] = {}
         self.copies: list[Copy] = []
 
-    def sharing(self, tokens: TokenIds) -> set[int]:
-        """Sequences whose texts begin like these tokens."""
-        return self._with_head.get(_head(tokens), set())
+    def sharing(self, tokens: TokenIds, owner: str) -> set[int]:
+        """Sequences of the owner's whose texts begin like these tokens."""
+        return self._with_head.get(_head(tokens, owner), set())
 
-    def assign(self, tokens: TokenIds, running: Mapping[int, TokenIds]) -> Place | None:
+    def assign(self, tokens: TokenIds, running: Mapping[int, TokenIds], owner: str) -> Place | None:
         """A sequence for a session with these tokens; ``running``: what those that share hold.
 
         None if there is no room.
         """
-        best, num_cached = self._longest_shared(tokens, running)
+        best, num_cached = self._longest_shared(self.sharing(tokens, owner), tokens, running)
         seq = self._make_room(None) if best is None else self._place_beside(best, num_cached)
         if seq is None:
             return None
-        self._heads[seq] = _head(tokens)
+        self._heads[seq] = _head(tokens, owner)
         self._with_head.setdefault(self._heads[seq], set()).add(seq)
         return Place(seq, num_cached)
 
     def _longest_shared(
-        self, tokens: TokenIds, running: Mapping[int, TokenIds]
+        self, seqs: Iterable[int], tokens: TokenIds, running: Mapping[int, TokenIds]
     ) -> tuple[int | None, int]:
         """The sequence that holds most of these tokens, and how many: MIN_SHARED, or none."""
         best, most_shared = None, 0
-        for seq in self.sharing(tokens):
+        for seq in seqs:
             held = self._kept[seq] if seq in self._kept else running[seq]
             # At least one token is fed: its logits say what comes next.
             shared = num_common(held[: len(tokens) - 1], tokens)
@@ -118,5 +120,5 @@ class Caches:
         self.copies = []
 
 
-def _head(tokens: TokenIds) -> bytes:
-    return tokens[:MIN_SHARED].tobytes()
+def _head(tokens: TokenIds, owner: str) -> Head:
+    return owner, tokens[:MIN_SHARED].tobytes()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -166,7 +166,8 @@ class Controller:
         device = self._devices.pop(key)
         if device.acceptance.num_tokens:
             device.link.prior = AcceptancePrior(device.acceptance.alpha)
-        self._left[key.link] = device, self._clock()
+        if key.link in self._links:
+            self._left[key.link] = device, self._clock()
 
     def drop(self, link: Hashable) -> None:
         self._links.pop(link, None)
@@ -218,6 +219,21 @@ class Controller:
         if self._pass_s is None:
             self._pass_s = self._curve.seconds(np.arange(1, max_rows + 1))
         return self._pass_s
+
+    # --- tell ----------------------------------------------------------------------------------
+
+    def estimate(self, link: Hashable) -> DeviceEstimate | None:
+        """Of a device that is connected."""
+        known = self._links.get(link)
+        return None if known is None else known.estimate
+
+    def beliefs(self) -> tuple[list[SessionKey], CellView]:
+        """Which sessions there are, and what a plan would be made of."""
+        devices = list(self._devices.values())
+        view = self._view(devices)
+        if self.settings.policy is None:
+            view = replace(view, lengths=np.array([d.wish.draft_length for d in devices], np.int64))
+        return list(self._devices), view
 
     # --- grant ---------------------------------------------------------------------------------
 
@@ -272,7 +288,10 @@ class Controller:
         self._saved_s -= self._clock() - now
 
     def _is_plan_due(self, now: float) -> bool:
-        if self._has_changed():
+        has_changed = self._has_changed()
+        if not (self._devices or self._left):
+            return False
+        if has_changed:
             return self._saved_s > 0
         return now - self._planned_at >= REPLAN_S and self._saved_s > 0.5 * SAVED_S
 
@@ -289,6 +308,7 @@ class Controller:
         assert policy is not None
         devices = [*self._devices.values(), *(device for device, _ in self._left.values())]
         self._num_planned = len(devices)
+        self._fit = self._curve.fit
         view = self._view(devices)
         yield
         for found in allotments(view, self._mode, policy):
@@ -313,7 +333,6 @@ class Controller:
         return max(1, int(share * device.link.spectral_efficiency))
 
     def _view(self, devices: list[_Device]) -> CellView:
-        self._fit = self._curve.fit
         estimates = [device.link.estimate for device in devices]
         payloads = [device.link.payload for device in devices]
         # Who has no drafter is a device that never gets anything accepted.
@@ -329,7 +348,7 @@ class Controller:
             bits_per_token=np.array([p.bits_per_token for p in payloads]),
             bits_per_draft=np.array([p.bits_per_draft for p in payloads]),
             budget=self.settings.budget or AMPLE_BITS_PER_S,
-            fit=self._fit,
+            fit=self._curve.fit,
             least_share=self.settings.least_share,
         )
 

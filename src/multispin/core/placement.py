@@ -15,8 +15,9 @@ IDLE_S = 5.0  # a session that owes a draft for longer gives up its sequence to 
 class Placement:
     """The sessions that hold a sequence. What the sequences hold is kept in ``Caches``."""
 
-    def __init__(self, num_sequences: int) -> None:
+    def __init__(self, num_sequences: int, share_prefixes: bool) -> None:
         self._caches = Caches(num_sequences)
+        self._share_prefixes = share_prefixes  # between tenants
         self._placed: dict[int, Session] = {}  # by sequence
 
     @property
@@ -41,13 +42,18 @@ class Placement:
             self._placed[place.seq] = session
 
     def _sharing(self, session: Session) -> list[Session]:
-        """Those with a sequence whose texts begin like this one's."""
-        seqs = self._caches.sharing(session.tokens(0, session.length))
+        """Those with a sequence whose texts begin like this one's and may be shared with it."""
+        seqs = self._caches.sharing(session.tokens(0, session.length), self._owner(session))
         return [self._placed[seq] for seq in seqs if seq in self._placed]
 
     def _assign(self, session: Session, sharing: list[Session]) -> Place | None:
         cached = {s.seq: s.tokens(0, s.num_cached) for s in sharing if s.seq is not None}
-        return self._caches.assign(session.tokens(0, session.length), cached)
+        tokens = session.tokens(0, session.length)
+        return self._caches.assign(tokens, cached, self._owner(session))
+
+    def _owner(self, session: Session) -> str:
+        """Whose texts a session may share prefixes with: all are one owner's, or its tenant's."""
+        return "" if self._share_prefixes else session.tenant.name
 
     def _longest_idle(self, now: float) -> Session | None:
         """The session that has kept its sequence unused for longest, if for IDLE_S."""

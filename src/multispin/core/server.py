@@ -2,40 +2,36 @@
 
     observe (open, draft, close) → plan (next_batch) → verify (the engine) → commit (complete)
 
-Synchronous; the clock is passed in. A shell delivers the frames and runs the engine. The engine
-waits between ``complete`` and ``next_batch``; what has time until a pass runs is in ``learn``.
+Synchronous; the clock and the source of secrets are passed in. A shell delivers the frames and runs
+the engine. The engine waits between ``complete`` and ``next_batch``; what has time until a pass
+runs is in ``learn``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-from multispin.core.admission import check_open, check_prompt, unpack_proposals
-from multispin.core.batch import BatchLimits, form_batch, only_verifies, round_opens_in
-from multispin.core.confidence import Calibration
-from multispin.core.controller import Controller, ControlSettings, SessionKey
+from multispin.core.admission import unpack_proposals
+from multispin.core.batch import form_batch, only_verifies, round_opens_in
+from multispin.core.controller import Controller, SessionKey
 from multispin.core.engine import Batch, EngineInfo, Outcome, StepResult, Work
+from multispin.core.limits import ServerLimits
 from multispin.core.placement import Placement
+from multispin.core.reception import Reception
 from multispin.core.session import Session
+from multispin.core.tenant import LOCAL, Tenant
 from multispin.errors import BadInput, MultispinError, PeerError
 from multispin.types import TokenIds
 from multispin.wire import frames
-from multispin.wire.frames import Close, Draft, Error, Open, Opened
+from multispin.wire.frames import Close, Draft, Error, Open, Resume, Verdict
 from multispin.wire.payload import Payload, payload
 
 MAX_ENDED = 1024  # finished sessions whose late drafts are known for what they are
+ABANDONED_S = 60.0  # a device that is there and owes a draft for so long has given it up
 MAX_CRASHES = 3  # a session that was in this many crashed batches is ended
-
-
-@dataclass(frozen=True)
-class ServerLimits:
-    max_draft_length: int = 32
-    max_waiting: int = 256  # sessions queued for a free sequence
-    batch: BatchLimits = field(default_factory=BatchLimits)
-    control: ControlSettings = field(default_factory=ControlSettings)
 
 
 class Passed(NamedTuple):
@@ -65,9 +61,18 @@ class Counters:
 
 
 class ServerCore:
-    """All sessions of one engine."""
+    """All sessions of one engine.
 
-    def __init__(self, info: EngineInfo, limits: ServerLimits, clock: Callable[[], float]) -> None:
+    ``token_bytes`` makes secrets of so many random bytes; without it no session can be resumed.
+    """
+
+    def __init__(
+        self,
+        info: EngineInfo,
+        limits: ServerLimits,
+        clock: Callable[[], float],
+        token_bytes: Callable[[int], bytes] = lambda _: b"",
+    ) -> None:
         self.info = info
         self.limits = limits
         self.counters = Counters()
@@ -83,12 +88,16 @@ class ServerCore:
         )
         for timed in info.passes:
             self.controller.passed(timed.num_rows, timed.num_sequences, timed.seconds)
+        # Of who shows texts: what was committed, with the verdict that says so.
+        self.tell_commit: Callable[[SessionKey, Verdict, TokenIds], None] | None = None
         self._clock = clock
-        self._sessions: dict[SessionKey, Session] = {}
-        self._calibrations: dict[Hashable, Calibration] = {}
+        self._reception = Reception(
+            info, self.vocabulary, limits, self.controller, clock, token_bytes
+        )
+        self._sessions = self._reception.sessions
         # Their devices may have sent another draft before they knew; oldest first.
         self._ended: dict[SessionKey, None] = {}
-        self._placement = Placement(info.num_sequences)
+        self._placement = Placement(info.num_sequences, limits.share_prefixes)
         self._running: list[tuple[Session, Work]] = []
         # Of the last pass, until it is learned from.
         self._passed: Passed | None = None
@@ -98,64 +107,76 @@ class ServerCore:
     def num_sessions(self) -> int:
         return len(self._sessions)
 
+    @property
+    def num_detached(self) -> int:
+        """Sessions that lost their link and can still be resumed."""
+        return self._reception.num_detached
+
+    @property
+    def draining(self) -> bool:
+        return self._reception.gate.draining
+
+    def refuse_new(self, retry_after_s: float) -> None:
+        """From now on no session begins or is resumed: the server is being stopped."""
+        self._reception.gate.refuse_new(retry_after_s)
+
     # --- observe -------------------------------------------------------------------------------
 
     def connect(
-        self, link: Hashable, spectral_efficiency: float, drafts: Payload | None = None
+        self,
+        link: Hashable,
+        spectral_efficiency: float,
+        drafts: Payload | None = None,
+        tenant: Tenant = LOCAL,
     ) -> None:
-        """A device said hello."""
+        """A device said hello; it is one of the tenant's."""
         if not (math.isfinite(spectral_efficiency) and 0 < spectral_efficiency <= 100):
             raise BadInput("spectral_efficiency", spectral_efficiency, "must lie in (0, 100]")
         self.controller.connect(link, spectral_efficiency, drafts)
+        self._reception.gate.connect(link, tenant)
+
+    def check_open(self, link: Hashable, message: Open) -> None:
+        """Raise for what is wrong with a message, as far as that shows without token ids."""
+        self._reception.check_open(link, message)
 
     def open(self, link: Hashable, message: Open, prompt: TokenIds) -> list[Outgoing]:
         """Begin a session. ``prompt`` is the message's prompt in the target's token ids."""
         key = SessionKey(link, message.session)
         try:
-            self.check_open(link, message)
-            check_prompt(prompt, self.info.context_length)
+            opened = self._reception.open(key, message, prompt)
         except MultispinError as error:
             return [self._error(link, message.session, error)]
-        room = self.info.context_length - len(prompt)
-        self.controller.join(key, message.draft_length)
-        self.controller.plan()
-        allowed = self.controller.grant(key)
-        session = Session(
-            key,
-            message,
-            prompt,
-            min(message.max_tokens, room),
-            self.vocabulary,
-            allowed,
-            self._calibrations.setdefault(link, Calibration()),
-            self._clock(),
-            is_window=self.limits.batch.mode == "window",
-        )
-        self._sessions[key] = session
         self._ended.pop(key, None)
-        packed = frames.pack_ids(prompt, self.id_bits)
-        rate = allowed.upload_bits_per_s
-        return [(link, Opened(message.session, packed, session.grant, rate))]
+        return [(link, opened)]
 
-    def check_open(self, link: Hashable, message: Open) -> None:
-        """Raise for what is wrong with a message, as far as that shows without token ids."""
-        if SessionKey(link, message.session) in self._sessions:
-            raise PeerError(f"session = {message.session}: is open already", code="out_of_order")
-        max_length = self.limits.max_draft_length
-        check_open(message, self.info, self.vocabulary.size, max_length)
-        num_waiting = len(self._sessions) - self.info.num_sequences
-        if num_waiting >= self.limits.max_waiting:
-            raise PeerError(
-                f"{num_waiting} sessions are waiting already: try again later, or serve with a "
-                "larger --max-sessions",
-                code="overloaded",
-            )
+    def resume(self, link: Hashable, message: Resume) -> list[Outgoing]:
+        """Go on with a session whose link is lost, whether or not the server knows that yet."""
+        key = SessionKey(link, message.session)
+        try:
+            self._reception.check_free(key)
+            self._take_over(message.token, self._reception.gate.tenant(link))
+            opened = self._reception.resume(key, message)
+        except MultispinError as error:
+            return [self._error(link, message.session, error)]
+        self._ended.pop(key, None)
+        return [(link, opened)]
+
+    def _take_over(self, token: bytes, tenant: Tenant) -> None:
+        """From a link that is half dead."""
+        for session in list(self._sessions.values()):
+            if session.resume and session.resume == token and session.tenant.name == tenant.name:
+                self._detach(session)
+
+    def _detach(self, session: Session) -> None:
+        self._reception.keep(session)
+        self._end(session)
 
     def draft(self, link: Hashable, message: Draft) -> list[Outgoing]:
         """Take a draft; a repeated one is answered with the recorded verdict at once."""
         key = SessionKey(link, message.session)
         session = self._sessions.get(key)
-        if session is None and key in self._ended:
+        is_open = session is not None and not session.closed
+        if not is_open and key in self._ended:
             self.counters.num_stale_drafts += 1
             return []
         if session is None or session.closed:
@@ -210,11 +231,12 @@ class ServerCore:
         return []
 
     def drop(self, link: Hashable) -> None:
-        """The link is gone, and with it its sessions."""
-        for key in [key for key in self._sessions if key.link == link]:
-            self._end(self._sessions[key])
+        """The link is gone: its sessions are kept for a while, in case their device comes back."""
+        for session in [s for s in self._sessions.values() if s.key.link == link]:
+            self._detach(session)
         self.controller.drop(link)
-        self._calibrations.pop(link, None)
+        self._ended = {key: None for key in self._ended if key.link != link}
+        self._reception.drop(link)
 
     # --- plan ----------------------------------------------------------------------------------
 
@@ -268,8 +290,7 @@ class ServerCore:
                 session.num_cached = work.start + work.num_rows
             elif outcome.failure is not None:
                 failure = MultispinError(outcome.failure, code="engine_failed")
-                out.append(self._error(session.key.link, session.key.session, failure))
-                self._end(session)
+                out.append(self._end_with(session, failure))
             else:
                 out.append(self._commit(session, outcome, work.num_draft, now))
         return out
@@ -279,6 +300,8 @@ class ServerCore:
         if self.limits.control.policy is not None:
             session.allowed = self.controller.grant(key)
         verdict = session.commit(outcome, num_draft, now)
+        if self.tell_commit is not None:
+            self.tell_commit(key, verdict, session.tokens(verdict.start, session.length))
         counters.num_committed_tokens += verdict.num_committed
         if num_draft:
             counters.num_drafts += 1
@@ -287,9 +310,7 @@ class ServerCore:
         if verdict.finish:
             self._learn(session, is_answered=True)
             self._end(session)
-            self._ended[key] = None
-            if len(self._ended) > MAX_ENDED:
-                del self._ended[next(iter(self._ended))]
+            self._remember(key)
         else:
             self._answered.append(session)
         return key.link, verdict
@@ -333,11 +354,31 @@ class ServerCore:
                 error = MultispinError(
                     f"the engine crashed {MAX_CRASHES} times on this session", code="engine_failed"
                 )
-                out.append(self._error(session.key.link, session.key.session, error))
-                self._end(session)
+                out.append(self._end_with(session, error))
         return out
 
+    def end_abandoned(self) -> list[Outgoing]:
+        """End the sessions whose device, though its link is there, owes a draft for too long."""
+        since = self._clock() - ABANDONED_S
+        owing = [s for s in self._sessions.values() if not (s.ready or s.closed)]
+        error = PeerError(f"no draft came for {ABANDONED_S:g} s", code="abandoned")
+        return [self._end_with(s, error) for s in owing if s.waiting_since < since]
+
+    def _end_with(self, session: Session, error: MultispinError) -> Outgoing:
+        """What is none of its device's doing: drafts that are on the way are no offence."""
+        self._end(session)
+        self._remember(session.key)
+        return self._error(session.key.link, session.key.session, error)
+
+    def _remember(self, key: SessionKey) -> None:
+        """The session has ended, and its device may not know yet."""
+        self._ended[key] = None
+        if len(self._ended) > MAX_ENDED:
+            del self._ended[next(iter(self._ended))]
+
     def _end(self, session: Session) -> None:
+        if not session.closed:
+            self._reception.gate.ended(self._clock() - session.began)
         session.closed = True
         if all(session is not other for other, _ in self._running):
             self._release(session)
@@ -351,4 +392,4 @@ class ServerCore:
 
     def _error(self, link: Hashable, session: int | None, error: MultispinError) -> Outgoing:
         self.counters.num_errors += 1
-        return link, Error(session, error.code, str(error))
+        return link, Error.of(session, error)

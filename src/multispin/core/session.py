@@ -15,6 +15,7 @@ import numpy as np
 from multispin.core.confidence import Calibration
 from multispin.core.controller import Grant, SessionKey
 from multispin.core.engine import Outcome, Work
+from multispin.core.tenant import Tenant
 from multispin.core.text import TextStream
 from multispin.errors import PeerError
 from multispin.lm.base import Vocabulary
@@ -34,7 +35,8 @@ class Session:
 
     # Hundreds are looked at between two passes: slots keep each of them in one piece.
     __slots__ = (
-        *("key", "request", "num_prompt", "most", "calibration", "is_window", "sends_proposals"),
+        *("key", "request", "tenant", "resume", "began", "num_prompt", "most", "calibration"),
+        *("is_window", "sends_proposals"),
         *("length", "end", "proposals", "allowed", "grant", "epoch", "seq", "num_cached"),
         *("waiting_since", "turn_since", "num_heard", "drafting", "compared", "closed"),
         *("num_crashes", "_is_new", "_is_void", "_learned", "_has_draft", "_early", "_recorded"),
@@ -45,23 +47,29 @@ class Session:
         self,
         key: SessionKey,
         request: Open,
-        prompt: TokenIds,
-        max_tokens: int,  # the request's, cut to what the context can hold
+        tokens: TokenIds,  # the prompt, and what is committed already
+        num_prompt: int,
+        most: int,
         vocabulary: Vocabulary,
         allowed: Grant,
         calibration: Calibration,
         now: float,
         *,
-        is_window: bool = False,
+        tenant: Tenant,
+        resume: bytes,
+        is_window: bool,
     ) -> None:
         self.key = key
         self.request = request
-        self.num_prompt = len(prompt)
-        self.most = len(prompt) + max_tokens  # committed tokens, when it ends at the latest
+        self.tenant = tenant
+        self.resume = resume  # the secret that names it on another link; empty: nothing does
+        self.began = now
+        self.num_prompt = num_prompt
+        self.most = most  # committed tokens, the prompt included, when it ends at the latest
         self.calibration = calibration  # of its device's drafter
         self.is_window = is_window
         self.sends_proposals = request.rule == "rejection" and request.params.temperature > 0
-        self.length = len(prompt)  # committed tokens, the prompt included
+        self.length = len(tokens)  # committed tokens, the prompt included
         self.end = self.length  # of the drafted tokens behind them
         self.proposals: list[tuple[bytes, bytes]] = []  # of the drafted tokens, or empty
         self.allowed = allowed  # by the controller
@@ -87,11 +95,13 @@ class Session:
         room = self.most + request.draft_length + 1
         # Committed, then drafted; int32. For a few tokens at a time NumPy would take longer.
         self._text = memoryview(bytearray(4 * room)).cast("i")
-        self._text[: self.length] = memoryview(prompt.astype(np.int32).tobytes()).cast("i")
+        self._text[: self.length] = memoryview(tokens.astype(np.int32).tobytes()).cast("i")
         self._levels = bytearray(room)  # of the drafted tokens' confidence
         self._digest = PrefixDigest()
         self._num_digested = 0
         self._stream = TextStream(request.stop)
+        if request.stop:  # one may begin in what is committed
+            self._stream.push(vocabulary.decode(tokens[num_prompt:].tolist()))
 
     @property
     def num_drafted(self) -> int:

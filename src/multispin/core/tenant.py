@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias, get_args
 # generate: have texts written; operate: see metrics, the cell and its dashboard.
 Scope: TypeAlias = Literal["generate", "operate"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
+TOKEN_PREFIX = "msp_"  # by which people, and scanners for secrets, know an access token
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,10 @@ class TenantLimits:
     max_prompt_tokens: int | None = None
     max_draft_length: int | None = None
     requests_per_s: float | None = None  # sessions opened; as many at once, at least 1
+
+    def draft_length(self, most: int) -> int:
+        """The longest draft, where a server allows ``most`` to everybody."""
+        return most if self.max_draft_length is None else min(most, self.max_draft_length)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,13 @@ class TextStream:
         self._held = ""
         self.stopped = False
 
+    def copy(self) -> TextStream:
+        """One that goes on from here by itself."""
+        other = TextStream(self._stop)
+        other._decoder.setstate(self._decoder.getstate())
+        other._held, other.stopped = self._held, self.stopped
+        return other
+
     def push(self, data: bytes, *, final: bool = False) -> str:
         """The text that has become certain; with ``final``, everything that is left."""
         if self.stopped:

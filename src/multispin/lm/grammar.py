@@ -108,10 +108,11 @@ class _Matcher:
         return rolled_back and not self._matcher.is_error()
 
     def feed(self, tokens: TokenIds) -> None:
-        if self._matcher.try_consume_tokens(tokens.tolist()) < len(tokens):
+        num_fed = self._matcher.try_consume_tokens(tokens.tolist())
+        self.fed = np.concatenate([self.fed, tokens[:num_fed]])
+        if num_fed < len(tokens):
             error = self._matcher.get_error()
             raise MultispinError(f"json_schema: the text so far does not follow it {error}")
-        self.fed = np.concatenate([self.fed, tokens])
 
     def forbidden(self, size: int, ends: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
         """The tokens that may not come next [size]: an end but where the value is complete."""

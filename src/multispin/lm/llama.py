@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from multispin.errors import BadInput, EngineFailed, UnsupportedModel
 from multispin.lm.base import Rows
+from multispin.lm.gguf import check_gguf
 from multispin.lm.llama_library import (
     FLASH_ATTN_ENABLED,
     LOAD_MODE_READ,
@@ -294,13 +295,7 @@ class _BatchArrays:
 
 
 def _load_model(library: LlamaLibrary, path: Path, gpu_layers: int, reproducible: bool) -> int:
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise BadInput("model", path, f"{error.strerror}; give the path of a .gguf file") from error
-    if magic != b"GGUF":
-        raise BadInput("model", path, "not a GGUF file; give the path of a .gguf file")
+    check_gguf(path)
     params = library.c.llama_model_default_params()
     params.n_gpu_layers = gpu_layers
     if reproducible:

@@ -246,7 +246,8 @@ def load_library() -> LlamaLibrary:
     try:
         c = ctypes.CDLL(str(path))
     except OSError as error:
-        raise EngineFailed(f"{path}: cannot be loaded ({error}); {_REMEDIES[kind]}") from error
+        remedy = _OPENMP if "libgomp" in str(error) else _REMEDIES[kind]
+        raise EngineFailed(f"{path}: cannot be loaded ({error}); {remedy}") from error
     try:
         for name, (restype, argtypes) in _prototypes(model_params, context_params, batch).items():
             function = getattr(c, name)
@@ -267,6 +268,7 @@ _REMEDIES: dict[LibraryKind, str] = {
     "llama-cpp-python": "install llama-cpp-python==0.3.36 again (`make native`), or uninstall it",
     "xllamacpp": f"pip install xllamacpp=={XLLAMACPP_VERSION}",
 }
+_OPENMP = "install GNU's OpenMP library (on Debian and Ubuntu: apt install libgomp1)"
 
 _Located: TypeAlias = tuple[
     Path,

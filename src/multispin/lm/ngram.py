@@ -108,13 +108,15 @@ class NgramModel:
         cls,
         ids: TokenIds,
         vocabulary_size: int,
+        vocabulary: Vocabulary | None = None,
         *,
         order: int = 4,
         num_sequences: int = 1,
         context_length: int = 4096,
     ) -> NgramModel:
-        """Over another model's token ids: a drafter for it, knowing ids but not their bytes."""
-        vocabulary = Vocabulary(
+        """Over another model's token ids: a drafter for it, knowing ids, and their bytes where it
+        is given the vocabulary."""
+        vocabulary = vocabulary or Vocabulary(
             pieces=b"", offsets=np.zeros(vocabulary_size + 1, np.int64), end_ids=frozenset()
         )
         return cls(

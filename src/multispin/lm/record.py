@@ -96,8 +96,11 @@ def read_record(path: Path | str, field: str) -> Record:
 def write_record(path: Path, record: Record) -> None:
     """All of it or nothing: the file takes its name when it is complete."""
     partial = path.with_name(f".{path.name}.part")
-    partial.write_bytes(msgspec.msgpack.encode(record))
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(msgspec.msgpack.encode(record))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)  # a full disk leaves a piece of it
 
 
 def _is_whole(record: Record) -> bool:

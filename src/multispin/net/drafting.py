@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import functools
+import random
 from collections.abc import Sequence
 
 import msgspec
@@ -9,13 +13,17 @@ import msgspec
 from multispin.core.drafter import Drafter, LookupDrafter, ModelDrafter
 from multispin.core.mixed import MixedDrafter
 from multispin.core.replay import ReplayDrafter
+from multispin.errors import BadInput, MultispinError
 from multispin.lm.llama import LlamaModel
-from multispin.lm.ngram import NgramModel, corpus
+from multispin.lm.ngram import NgramModel, byte_vocabulary, corpus
 from multispin.lm.record import read_record
+from multispin.net.address import Address, parse_address
 from multispin.net.device import Device
+from multispin.net.line import Dial, Line
 from multispin.net.link import DeviceLink
 from multispin.net.observer import Observer
 from multispin.net.websocket import WebSocketTransport
+from multispin.types import Offline
 
 NGRAM_ORDER = 3  # one less than the target of the same name: a drafter should be the weaker one
 NGRAM_CONTEXT = 1 << 16  # tokens; it looks at the last few only
@@ -33,32 +41,71 @@ class DrafterOptions(msgspec.Struct, frozen=True):
     gpu_layers: int = 0
     draft_s_per_token: float = 0.0
     spectral_efficiency: float = 1.0
+    pads: bool = False
 
 
 async def connect(
-    server: str, options: DrafterOptions, observers: Sequence[Observer] = ()
+    server: Address | str,
+    options: DrafterOptions,
+    observers: Sequence[Observer] = (),
+    *,
+    others: Sequence[Address] = (),
+    offline: Offline = "wait",
+    rng: random.Random | None = None,
 ) -> Device:
     """Load the drafter, connect, agree on the vocabulary.
 
-    Raise BadInput when nobody answers at ``server``, PeerError when the server declines.
+    Whenever the link is lost, the server has the next one, or the first of the ``others`` that
+    answers. Raise BadInput when none answers now, PeerError when the server declines.
     """
-    drafter = _load(options)
+    drafter = await asyncio.to_thread(_load, options)
+    is_ngram = options.draft == "ngram"  # which is made of what the server says
+    if offline == "draft" and not is_ngram:
+        _check_alone(drafter, options.draft)
     own = drafter.vocabulary if drafter else None
-    transport = await WebSocketTransport.connect(server)
+    fingerprint = own.fingerprint if own else None
+
+    async def dial(address: Address) -> DeviceLink:
+        transport = await WebSocketTransport.connect(address)
+        try:
+            return await DeviceLink.greet(
+                transport,
+                options.draft,
+                fingerprint,
+                options.spectral_efficiency,
+                observers,
+                pads=options.pads,
+            )
+        except BaseException:
+            await transport.close()
+            raise
+
+    first = parse_address(server) if isinstance(server, str) else server
+    dials = [functools.partial(dial, address) for address in (first, *others)]
+    link = await _first(dials)
     try:
-        link = await DeviceLink.greet(
-            transport,
-            options.draft,
-            own.fingerprint if own else None,
-            options.spectral_efficiency,
-            observers,
-        )
-        if options.draft == "ngram":
+        if is_ngram:
             drafter = await _ngram(link, options)
+            if offline == "draft":
+                _check_alone(drafter, options.draft)
     except BaseException:
-        await transport.close()
+        await link.close()
         raise
-    return Device(link, drafter, draft_s_per_token=options.draft_s_per_token)
+    line = Line(link, dials, rng=rng)
+    return Device(line, drafter, offline=offline, draft_s_per_token=options.draft_s_per_token)
+
+
+async def _first(dials: Sequence[Dial]) -> DeviceLink:
+    for dial in dials[:-1]:
+        with contextlib.suppress(MultispinError):
+            return await dial()
+    return await dials[-1]()
+
+
+def _check_alone(drafter: Drafter | None, name: str) -> None:
+    """Raise BadInput for one that does not know what the tokens say that it drafts."""
+    if drafter is None or drafter.vocabulary is None:
+        raise BadInput("--offline", "draft", f"needs a model that drafts, and --draft is {name}")
 
 
 def _load(options: DrafterOptions) -> Drafter | None:
@@ -81,12 +128,17 @@ def _load(options: DrafterOptions) -> Drafter | None:
 
 
 async def _ngram(link: DeviceLink, options: DrafterOptions) -> Drafter:
-    """The n-gram model speaks any vocabulary: it learns its text in the target's token ids."""
-    model = NgramModel.from_tokens(
-        await link.tokenize(corpus()),
+    """The n-gram model speaks any vocabulary: it learns its text in the target's token ids. What
+    they say it knows where the target is its like."""
+    ids, own = await link.tokenize(corpus()), byte_vocabulary()
+    knows = own.fingerprint == link.welcome.fingerprint
+    model = await asyncio.to_thread(
+        NgramModel.from_tokens,
+        ids,
         link.welcome.vocabulary_size,
+        own if knows else None,
         order=NGRAM_ORDER,
         num_sequences=options.num_sequences,
         context_length=NGRAM_CONTEXT,
     )
-    return MixedDrafter(ModelDrafter(model, owns_vocabulary=False))
+    return MixedDrafter(ModelDrafter(model, owns_vocabulary=knows))

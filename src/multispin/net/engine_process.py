@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import sys
 from collections.abc import Awaitable
@@ -28,12 +29,14 @@ from multispin.net.loading import TargetOptions, load_target
 from multispin.types import TokenIds
 
 ARGUMENTS = (sys.executable, "-m", "multispin.net.engine_child")
-MAX_RESTARTS = 5  # in a row, without one batch that went well
 CRASHES = frozenset(
     -number
     for number in (signal.SIGILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE)
 )  # exit codes of a process that native code took down
 RESTART_DELAY_S = 0.2  # doubled at each failed restart in a row
+MAX_RESTART_DELAY_S = 10.0
+
+log = logging.getLogger("multispin.engine")
 
 
 class LocalEngine:
@@ -56,7 +59,8 @@ class LocalEngine:
 
 
 class EngineProcess:
-    """A child that dies is replaced; the next step says so."""
+    """A child that dies is replaced; the next step says so. While that fails, because its file is
+    broken or memory is short, everybody waits and the next attempt follows."""
 
     info: EngineInfo
 
@@ -64,26 +68,25 @@ class EngineProcess:
         self._options = options
         self._decoder: msgspec.msgpack.Decoder[Response] = msgspec.msgpack.Decoder(Response)
         self._turn = asyncio.Lock()  # of the text that is being tokenized
-        self._up = asyncio.Event()  # set while requests make sense, and when all hope is lost
-        self._failure: EngineFailed | None = None
+        self._up = asyncio.Event()  # set while requests make sense
         self._lost: str | None = None  # how the child died whose caches nobody has missed yet
-        self._num_restarts = 0  # that failed, in a row
         self._child: Child[Request, Response] | None = None
         self._watcher: asyncio.Task[None] | None = None
 
     @property
     def ready(self) -> bool:
-        return self._up.is_set() and self._failure is None
+        return self._up.is_set()
 
     async def start(self) -> None:
         """Start the child and load the model; what goes wrong there is raised here."""
-        await self._spawn()
+        self.info = await self._spawn()
+        self._up.set()
         self._watcher = asyncio.create_task(self._watch())
 
     def step(self, batch: Batch) -> Awaitable[StepResult]:
         """The pass begins at once, before its result is awaited, unless the child is down.
 
-        Raise EngineLost when the caches are gone, EngineFailed when they will not come back.
+        Raise EngineLost when the caches are gone.
         """
         begins = self.ready and self._lost is None
         return self._result(self._running.ask(Step(batch)) if begins else None)
@@ -96,7 +99,7 @@ class EngineProcess:
                 return stepped.result
             except ChildDied:
                 self._up.clear()
-        await self._until_up()
+        await self._up.wait()
         lost, self._lost = self._lost, None
         raise EngineLost(f"{lost}; it has been restarted")
 
@@ -104,11 +107,11 @@ class EngineProcess:
         """Raise EngineLost for a text in which the engine died twice."""
         request = TokenizeText(text, parse_special)
         async with self._turn:
-            await self._until_up()
+            await self._up.wait()
             try:
                 tokenized = await self._exchange(request)
             except EngineLost:  # perhaps by chance
-                await self._until_up()
+                await self._up.wait()
                 tokenized = await self._exchange(request)
         assert isinstance(tokenized, Tokenized)
         return np.frombuffer(tokenized.ids, np.dtype("<i4"))
@@ -124,7 +127,7 @@ class EngineProcess:
 
     # --- the child -----------------------------------------------------------------------------
 
-    async def _spawn(self) -> None:
+    async def _spawn(self) -> EngineInfo:
         self._child = await Child[Request, Response].start(ARGUMENTS, self._decoder)
         try:
             loaded = await self._exchange(Load(self._options))
@@ -135,8 +138,7 @@ class EngineProcess:
             self._child.kill()
             raise
         assert isinstance(loaded, Loaded)
-        self.info = loaded.info
-        self._up.set()
+        return loaded.info
 
     @property
     def _running(self) -> Child[Request, Response]:
@@ -145,24 +147,25 @@ class EngineProcess:
 
     async def _watch(self) -> None:
         """Replace the child whenever it dies, waiting longer each time in a row."""
-        while self._failure is None:
+        num_failed = 0
+        while True:
             code = await self._running.exit_code()
             self._up.clear()
-            self._lost = _epitaph(code)
-            await asyncio.sleep(RESTART_DELAY_S * 2**self._num_restarts)
+            self._lost = self._lost or _epitaph(code)
+            await asyncio.sleep(min(RESTART_DELAY_S * 2**num_failed, MAX_RESTART_DELAY_S))
             try:
-                await self._spawn()
-                self._num_restarts = 0
+                self._check_same(await self._spawn())
+                num_failed = 0
+                self._up.set()
             except (MultispinError, OSError) as error:
-                self._num_restarts += 1
-                if self._num_restarts >= MAX_RESTARTS:
-                    self._failure = EngineFailed(f"no restart of the engine succeeded: {error}")
-                    self._up.set()
+                num_failed += 1
+                log.error("the engine cannot be restarted, which is tried again: %s", error)
 
-    async def _until_up(self) -> None:
-        await self._up.wait()
-        if self._failure is not None:
-            raise self._failure
+    def _check_same(self, info: EngineInfo) -> None:
+        """Texts that have begun cannot go on with another model."""
+        if msgspec.structs.replace(info, passes=self.info.passes) != self.info:
+            self._running.kill()
+            raise EngineFailed("the model's file has become another model: restart the server")
 
     async def _exchange(self, request: Request) -> Response:
         child = self._running

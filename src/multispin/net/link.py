@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 
 from multispin.errors import BadInput, PeerError
 from multispin.net.observer import Observer
+from multispin.net.padded import PaddedTransport
 from multispin.net.transport import Transport, TransportClosed
 from multispin.types import TokenIds
 from multispin.wire import frames
@@ -17,6 +18,10 @@ from multispin.wire.frames import PROTOCOL_VERSION, Error, Frame, Hello, Tokeniz
 F = TypeVar("F", bound=Frame)
 
 WELCOME_TIMEOUT_S = 10.0
+
+
+class LinkLost(PeerError):
+    """The link ended, and not only a session; ``code`` says why."""
 
 
 class Received(NamedTuple):
@@ -38,7 +43,8 @@ class Channel:
         self.uplink_bytes += await self._link.send(frame)
 
     async def receive(self, kind: type[F]) -> F:
-        """The next frame, which must be a ``kind``; what the server refuses is raised."""
+        """The next frame, which must be a ``kind``. What the server refuses is raised, and LinkLost
+        when nothing more can come."""
         received = await self._inbox.get()
         if isinstance(received, BaseException):
             raise received
@@ -72,10 +78,13 @@ class DeviceLink:
         self.welcome = welcome
         self.observers = observers
         self.id_bits = frames.id_bits(welcome.vocabulary_size)
-        self._transport = transport
         self._channels: dict[int, Channel] = {}
+        self._transport = (
+            PaddedTransport(transport, lambda: bool(self._channels)) if welcome.pads else transport
+        )
         self._next_number = 0
         self._end: Error | None = None
+        self._has_ended = asyncio.Event()
         self._reader = asyncio.create_task(self._read())
 
     @classmethod
@@ -86,9 +95,12 @@ class DeviceLink:
         fingerprint: str | None,
         spectral_efficiency: float = 1.0,
         observers: Sequence[Observer] = (),
+        *,
+        pads: bool = False,
     ) -> DeviceLink:
-        """Say hello. Raise PeerError if the server declines or does not answer."""
-        hello = Hello(PROTOCOL_VERSION, drafter, fingerprint, spectral_efficiency)
+        """Say hello; with ``pads`` ask for a padded link. Raise PeerError if the server declines or
+        does not answer."""
+        hello = Hello(PROTOCOL_VERSION, drafter, fingerprint, spectral_efficiency, pads)
         try:
             async with asyncio.timeout(WELCOME_TIMEOUT_S):
                 await transport.send(frames.encode(hello))
@@ -121,6 +133,17 @@ class DeviceLink:
     def is_up(self) -> bool:
         """Whether the server can be heard."""
         return self._end is None
+
+    @property
+    def loss(self) -> PeerError:
+        """Why it is not up."""
+        assert self._end is not None
+        return _refusal(self._end)
+
+    async def ended(self) -> PeerError:
+        """Wait for the end; why it came."""
+        await self._has_ended.wait()
+        return self.loss
 
     @contextlib.contextmanager
     def channel(self) -> Iterator[Channel]:
@@ -157,7 +180,9 @@ class DeviceLink:
         return len(data)
 
     async def close(self) -> None:
+        """Whoever still waits for a frame is told."""
         self._reader.cancel()
+        self._ends(Error(None, "unreachable", "the link is closed"))
         await self._transport.close()
 
     async def _read(self) -> None:
@@ -186,9 +211,16 @@ class DeviceLink:
         except PeerError as error:
             end = Error(None, error.code, str(error))
         finally:
-            for observer in self.observers:
-                observer.left(self.number)
+            self._ends(end)
+        await self._transport.close()
+
+    def _ends(self, end: Error) -> None:
+        if self._end is not None:
+            return
         self._end = end
+        self._has_ended.set()
+        for observer in self.observers:
+            observer.left(self.number)
         for channel in self._channels.values():
             channel.deliver(Received(end, 0))
 
@@ -198,4 +230,5 @@ class DeviceLink:
 
 
 def _refusal(error: Error) -> PeerError:
-    return PeerError(error.message, code=error.code)
+    kind = PeerError if error.session is not None else LinkLost
+    return kind(error.message, code=error.code, retry_after_s=error.retry_after_s)

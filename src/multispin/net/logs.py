@@ -29,6 +29,7 @@ from multispin.wire.frames import (
     Hello,
     Open,
     Opened,
+    Resume,
     Verdict,
 )
 
@@ -78,7 +79,7 @@ class EventLog(Observer):
             case Draft(session=session, epoch=epoch, start=start):
                 if log.isEnabledFor(logging.DEBUG):
                     _tell("draft", device, session, epoch, logging.DEBUG, start=start)
-            case Open(session=session):
+            case Open(session=session) | Resume(session=session):
                 self._texts.setdefault((device, session), _Text(self._clock()))
             case Close(session=session):
                 self._end("closed", device, session)
@@ -87,6 +88,8 @@ class EventLog(Observer):
         match frame:
             case Verdict():
                 self._judged(device, frame)
+            case Opened(session=session, draft_length=draft_length, prompt_ids=b""):
+                _tell("resumed", device, session, 0, draft_length=draft_length)
             case Opened(session=session, draft_length=draft_length):
                 _tell("opened", device, session, 0, draft_length=draft_length)
             case Error(session=int(session), code=code):
@@ -171,12 +174,14 @@ class TextFormatter(logging.Formatter):
 
 class BackgroundHandler(logging.Handler):
     """Writes to a file descriptor in a thread of its own: whoever reads the log slowly, or not at
-    all, holds up no batch. What does not fit is dropped, and counted in the next line that does."""
+    all, holds up no batch, nor does a full disk. What finds no room is dropped, and counted in the
+    next line that does."""
 
     def __init__(self, descriptor: int = STDERR) -> None:
         super().__init__()
         self._descriptor = descriptor
-        self._lines: queue.Queue[str | None] = queue.Queue(MAX_WAITING)
+        # Lines, each with the number of dropped ones that it tells.
+        self._lines: queue.Queue[tuple[str, int] | None] = queue.Queue(MAX_WAITING)
         self._num_dropped = 0
         self._writer = threading.Thread(target=self._write, name="log", daemon=True)
         self._writer.start()
@@ -187,7 +192,7 @@ class BackgroundHandler(logging.Handler):
                 fields = {**getattr(record, "fields", {}), "num_dropped_lines": self._num_dropped}
                 record = copy.copy(record)  # which is not ours alone
                 record.fields = fields
-            self._lines.put_nowait(self.format(record))
+            self._lines.put_nowait((self.format(record), self._num_dropped))
             self._num_dropped = 0
         except queue.Full:
             self._num_dropped += 1
@@ -202,13 +207,23 @@ class BackgroundHandler(logging.Handler):
         super().close()
 
     def _write(self) -> None:
-        while (line := self._lines.get()) is not None:
-            data = line.encode(errors="replace") + b"\n"
+        begin = b""
+        while (waiting := self._lines.get()) is not None:
+            line, num_dropped = waiting
             try:
-                while data:
-                    data = data[os.write(self._descriptor, data) :]
-            except OSError:
+                self._write_all(begin + line.encode(errors="replace") + b"\n")
+                begin = b""
+            except BrokenPipeError:
                 return  # nobody reads any more
+            except OSError:  # a full disk, which may have room again
+                begin = b"\n"  # a part of the line may be there
+                self.acquire()
+                self._num_dropped += 1 + num_dropped
+                self.release()
+
+    def _write_all(self, data: bytes) -> None:
+        while data:
+            data = data[os.write(self._descriptor, data) :]
 
 
 def log_to_stderr(form: LogFormat, level: LogLevel) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from multispin.core.controller import ControlSettings
-from multispin.core.device import SpeculationStats
+from multispin.core.speculation import SpeculationStats
 from multispin.net.observer import Observer
 from multispin.wire.frames import (
     Close,
@@ -20,12 +20,15 @@ from multispin.wire.frames import (
     Hello,
     Open,
     Opened,
+    Resume,
     Verdict,
 )
 
 RECENT_S = 5.0  # what happened so long ago counts 1/e of what happens now
+UNKNOWN = 1 << 30  # tokens that remain of a text that was begun on another link
 FOLLOW_S = 0.5  # the recent figures are brought up to date so often
 NO_DRAFTER = "none"
+MAX_CODES = 64  # that are counted
 MAX_NAME = 64  # characters of a drafter's name that are kept: devices choose it
 # Upper bounds of the histograms' buckets.
 LATENCY_S = (
@@ -155,6 +158,7 @@ class Telemetry(Observer):
         self.inter_token_latency = Histogram(LATENCY_S)
         self.verify_seconds = Histogram(LATENCY_S)
         self.verify_rows = Histogram(ROWS)
+        self.refusals: dict[str, int] = {}  # by code
         self._control = control or ControlSettings()
         self._clock = clock
         self._gone = SpeculationStats()  # of devices that left
@@ -223,10 +227,15 @@ class Telemetry(Observer):
         match frame:
             case Open(session=session, max_tokens=max_tokens):
                 state.texts.setdefault(session, _Text(self._clock(), max_tokens))
+            case Resume(session=session):
+                text = state.texts.setdefault(session, _Text(self._clock(), UNKNOWN))
+                text.committed_at = text.opened_at  # its first token came long ago
             case Close(session=session):
                 state.texts.pop(session, None)
 
     def down(self, device: int, frame: FromServer) -> None:
+        if isinstance(frame, Error):
+            self.refused(frame.code)
         if (state := self.devices.get(device)) is None:
             return
         match frame:
@@ -236,6 +245,11 @@ class Telemetry(Observer):
                 state.take_grant(frame)
             case Error(session=int(session)):
                 state.texts.pop(session, None)
+
+    def refused(self, code: str) -> None:
+        """A frame, a request or a connection was. Codes of the other side's may be any words."""
+        if code in self.refusals or len(self.refusals) < MAX_CODES:
+            self.refusals[code] = self.refusals.get(code, 0) + 1
 
     def _judged(self, state: DeviceState, verdict: Verdict) -> None:
         now = self._clock()

@@ -34,6 +34,11 @@ class ServerTransport(Protocol):
     receiver: Receiver | None  # is told every message, and None at the end
 
     @property
+    def address(self) -> str | None:
+        """Of the host at the other end; None: this process."""
+        ...
+
+    @property
     def num_unsent(self) -> int:
         """Bytes that were written and that nobody has read yet, as far as that is known."""
         ...
@@ -92,6 +97,7 @@ class MemoryServerTransport:
     """The server's end of the same."""
 
     num_unsent = 0
+    address = None
 
     def __init__(self) -> None:
         self.receiver: Receiver | None = None

@@ -15,7 +15,7 @@ from multispin.cell import Cell
 from multispin.core.batch import BatchLimits
 from multispin.core.controller import ControlSettings
 from multispin.core.cost import CostEngine, Costs
-from multispin.core.server import ServerLimits
+from multispin.core.limits import ServerLimits
 from multispin.core.warmup import time_passes
 from multispin.errors import BadInput
 from multispin.radio.fading import FadingChannel, NeverSent

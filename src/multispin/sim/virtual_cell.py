@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from multispin.core.engine import Batch, EngineInfo, StepResult
-from multispin.core.server import Outgoing, ServerCore, ServerLimits
+from multispin.core.limits import ServerLimits
+from multispin.core.server import Outgoing, ServerCore
 from multispin.sim.events import Events
 from multispin.sim.seat import Seat, Told, VirtualDevice
 from multispin.wire.frames import Opened, Verdict

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from multispin.acceptance import PROPOSAL_TOTAL
-from multispin.errors import PeerError
+from multispin.errors import MultispinError, PeerError
 from multispin.types import AcceptanceRule, FinishReason, Mode, SamplingParams, TokenIds
 
 PROTOCOL_VERSION = 1
@@ -27,16 +27,18 @@ TRANSPORT_BITS = 592  # TCP, IP and TLS headers that carry a message
 
 class Hello(msgspec.Struct, array_like=True, frozen=True, tag=0):
     """Device → server, first: who speaks. ``fingerprint`` is None when the drafter has no
-    vocabulary of its own (prompt lookup, none) and adopts the target's."""
+    vocabulary of its own (prompt lookup, none) and adopts the target's. ``pads``: it asks for a
+    padded link (wire/padding.py)."""
 
     version: int
     drafter: str
     fingerprint: str | None = None
     spectral_efficiency: float = 1.0  # bit/s/Hz of its uplink, where the server's budget is in Hz
+    pads: bool = False
 
 
 class Welcome(msgspec.Struct, array_like=True, frozen=True, tag=1):
-    """Server → device, answers hello."""
+    """Server → device, answers hello. With ``pads`` all that follows, both ways, is padded."""
 
     version: int
     target: str
@@ -47,6 +49,7 @@ class Welcome(msgspec.Struct, array_like=True, frozen=True, tag=1):
     max_draft_length: int
     reproducible: bool
     mode: Mode
+    pads: bool = False
 
 
 class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -193,6 +196,10 @@ class Error(msgspec.Struct, array_like=True, frozen=True, tag=7):
     code: str
     message: str
     retry_after_s: float = 0.0
+
+    @classmethod
+    def of(cls, session: int | None, error: MultispinError) -> Error:
+        return cls(session, error.code, str(error), error.retry_after_s)
 
 
 class Tokenize(msgspec.Struct, array_like=True, frozen=True, tag=8):
