@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import cache
 
+from multispin.errors import MultispinError
 from multispin.net.device import Device, Request
 from multispin.net.drafting import DrafterOptions, connect
 from multispin.types import SamplingParams
@@ -37,7 +38,15 @@ def wanted(seed: int, max_tokens: int) -> Request:
 
 
 async def dial(address: str) -> Device:
-    return await connect(address, DrafterOptions("lookup"))
+    """A device that is being started; it waits for a server that is."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            try:
+                return await connect(address, DrafterOptions("lookup"))
+            except MultispinError as error:
+                if error.code not in ("unreachable", "loading"):
+                    raise
+            await asyncio.sleep(0.2)
 
 
 @dataclass

@@ -8,18 +8,29 @@ import logging
 import time
 from collections import deque
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from multispin.api.cell_state import Cell, CellDevice, cell_state
+from multispin.api.cell_state import Cell, cell_state
+from multispin.api.dashboard_drafts import RecentPositions
+from multispin.api.dashboard_events import (
+    About,
+    Everything,
+    News,
+    Past,
+    Row,
+    Texts,
+    Waiting,
+    row_of,
+    sums_of,
+)
 from multispin.api.dashboard_passes import PassLog
 from multispin.api.dashboard_plans import Comparison, compare
-from multispin.api.dashboard_texts import TextLog, TextNews
+from multispin.api.dashboard_texts import TextLog
 from multispin.api.errors import ApiError
 from multispin.api.sse import EventStream
 from multispin.core.planning import CellView
-from multispin.core.speculation import SpeculationStats
 from multispin.net.observer import Observer
 from multispin.net.server_link import Link
 from multispin.types import Mode
@@ -38,80 +49,6 @@ COMPARE_S = 3.0  # between two comparisons of policies, at least
 COMPARE_SHARE = 0.004  # of a core's time that they may take
 KEEP = 0.95  # a tick, of what was counted of acceptance by position
 NOTHING = Comparison([], [])
-LEAST_DRAFTS = 0.5  # as they count now, for a position to be shown
-
-
-class Row(msgspec.Struct, array_like=True, frozen=True):
-    """A device. Its shares are rounded, so that what stands still is not sent again."""
-
-    device: int
-    drafter: str
-    num_sessions: int
-    draft_length: int  # granted
-    judged_length: float | None  # mean of the drafts of late, as far as they were judged
-    bandwidth_share: float | None
-    goodput_tokens_per_s: float
-    num_committed_tokens: int
-    acceptance: float | None
-    positions: list[int]  # percent accepted, of late
-    draft_s_per_token: float | None
-    round_trip_s: float | None
-    uplink_bytes: int
-    downlink_bytes: int
-
-
-Past: TypeAlias = tuple[float, float, int, float, float]  # at_s, goodput, sessions, rows, seconds
-
-
-class Sums(msgspec.Struct, frozen=True):
-    goodput_tokens_per_s: float
-    acceptance: float | None
-    num_sessions: int
-    num_alone: int  # of them, without a drafter
-    rows_mean: float
-    seconds_mean: float
-    busy_share: float
-    num_committed_tokens: int
-    num_errors: int
-
-
-class Texts(msgspec.Struct, frozen=True):
-    kept: list[int]  # numbers of those that are still shown
-    news: list[TextNews]
-
-
-class News(msgspec.Struct, omit_defaults=True, tag_field="kind", tag="news"):
-    """Since the event before. ``passes`` are the last of those ``num_passes`` has counted."""
-
-    at_s: float  # since 1970
-    sums: Sums
-    devices: list[Row]
-    left: list[int]
-    num_passes: int
-    passes: list[tuple[float, float, int, int, int, int]]  # as in Pass
-    comparison: Comparison | None = None
-    texts: Texts | None = None
-
-
-class About(msgspec.Struct, frozen=True):
-    """What does not change while the server runs."""
-
-    target: str
-    mode: str
-    policy: str | None
-    shows_texts: bool
-    row: tuple[str, ...] = Row.__struct_fields__
-
-
-class Everything(News, omit_defaults=True, tag="all"):
-    """The same, since the beginning."""
-
-    about: About | None = None
-    history: list[Past] = []
-
-
-class Waiting(msgspec.Struct, tag_field="kind", tag="loading"):
-    """There is no server yet."""
 
 
 class Logs:
@@ -133,46 +70,6 @@ class Logs:
             )
 
 
-class Positions:
-    """What became of a device's drafts of late, by position."""
-
-    def __init__(self, stats: SpeculationStats) -> None:
-        self.stats = stats
-        self._seen: tuple[list[int], list[int]] = ([], [])
-        self._drafted: list[float] = []
-        self._accepted: list[float] = []
-
-    def follow(self, keep: float) -> None:
-        """``keep`` of what was counted before is left."""
-        drafted, accepted = self.stats.drafted_at.copy(), self.stats.accepted_at.copy()
-        self._drafted = _faded(self._drafted, keep, drafted, self._seen[0])
-        self._accepted = _faded(self._accepted, keep, accepted, self._seen[1])
-        self._seen = drafted, accepted
-
-    @property
-    def mean_length(self) -> float | None:
-        """Of a draft; None where there was hardly any."""
-        if not self._drafted or self._drafted[0] < LEAST_DRAFTS:
-            return None
-        return sum(self._drafted) / self._drafted[0]
-
-    @property
-    def percent(self) -> list[int]:
-        """Of the drafts that reached a position, those that were accepted up to there."""
-        shares: list[int] = []
-        for num_drafted, num_accepted in zip(self._drafted, self._accepted, strict=True):
-            if num_drafted < LEAST_DRAFTS:
-                break
-            shares.append(round(100 * num_accepted / num_drafted))
-        return shares
-
-
-def _faded(grown: list[float], keep: float, totals: list[int], seen: list[int]) -> list[float]:
-    num_more = len(totals) - len(grown)
-    pairs = zip(grown + [0.0] * num_more, totals, seen + [0] * num_more, strict=True)
-    return [old * keep + total - before for old, total, before in pairs]
-
-
 class Feed:
     """One for all viewers."""
 
@@ -190,7 +87,7 @@ class Feed:
         self._wants_all = True
         self._news = self._everything = b""
         self._rows: dict[int, Row] = {}
-        self._positions: dict[int, Positions] = {}
+        self._positions: dict[int, RecentPositions] = {}
         self._num_passes = 0
         self._comparison = NOTHING
         self._is_new = False  # nobody has been sent the comparison
@@ -283,7 +180,7 @@ class Feed:
         state = self._state
         cell = cell_state(server, state.telemetry)
         before, self._rows = self._rows, self._follow(cell)
-        sums, at_s = _sums(cell), round(time.time(), 1)
+        sums, at_s = sums_of(cell), round(time.time(), 1)
         past = (sums.goodput_tokens_per_s, sums.num_sessions, sums.rows_mean, sums.seconds_mean)
         self._history.append((at_s, *past))
         self._num_passes, passes = state.logs.passes.since(self._num_passes)
@@ -307,11 +204,11 @@ class Feed:
         for number in (device.device for device in cell.devices):
             stats, known = devices[number].stats, positions.get(number)
             if known is None or known.stats is not stats:  # another has its number
-                known = Positions(stats)
+                known = RecentPositions(stats)
             known.follow(KEEP)
             self._positions[number] = known
         return {
-            device.device: _row(device, self._positions[device.device]) for device in cell.devices
+            device.device: row_of(device, self._positions[device.device]) for device in cell.devices
         }
 
     def _all(self, server: EdgeServer, news: News) -> Everything:
@@ -364,40 +261,3 @@ def _timed(view: CellView, mode: Mode, devices: list[int]) -> tuple[Comparison, 
 def _number(link: Hashable) -> int:
     assert isinstance(link, Link)
     return link.number
-
-
-def _sums(cell: Cell) -> Sums:
-    return Sums(
-        goodput_tokens_per_s=round(cell.goodput_tokens_per_s, 2),
-        acceptance=_rounded(cell.acceptance, 3),
-        num_sessions=cell.num_sessions,
-        num_alone=cell.without_drafter.num_sessions,
-        rows_mean=round(cell.passes.rows_mean, 1),
-        seconds_mean=round(cell.passes.seconds_mean, 5),
-        busy_share=round(cell.passes.busy_share, 3),
-        num_committed_tokens=int(cell.counters["num_committed_tokens"]),
-        num_errors=int(cell.counters["num_errors"]),
-    )
-
-
-def _row(device: CellDevice, positions: Positions) -> Row:
-    return Row(
-        device=device.device,
-        drafter=device.drafter,
-        num_sessions=device.num_sessions,
-        draft_length=device.draft_length,
-        judged_length=_rounded(positions.mean_length, 1),
-        bandwidth_share=_rounded(device.bandwidth_share, 3),
-        goodput_tokens_per_s=round(device.goodput_tokens_per_s, 1),
-        num_committed_tokens=device.num_committed_tokens,
-        acceptance=_rounded(device.acceptance, 2),
-        positions=positions.percent,
-        draft_s_per_token=_rounded(device.draft_s_per_token, 4),
-        round_trip_s=_rounded(device.round_trip_s, 4),
-        uplink_bytes=device.uplink_bytes,
-        downlink_bytes=device.downlink_bytes,
-    )
-
-
-def _rounded(value: float | None, num_digits: int) -> float | None:
-    return None if value is None else round(value, num_digits)

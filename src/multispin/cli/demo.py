@@ -43,10 +43,11 @@ OWN_PROMPTS = (
     "# A class for a bank account with deposit and withdraw\nclass Account:\n",
     "def fibonacci(n: int) -> list[int]:\n",
 )
+# What repeats its form is what so small a drafter can guess.
 SMALL_PROMPTS = (
-    "What is a radio cell? Answer in two sentences.",
-    "Name three things that a kitchen needs.",
-    "Why is the sky blue? Answer briefly.",
+    "Write a Python list of ten dictionaries with the keys name and age.",
+    "Write an HTML table with ten rows: a number and its square.",
+    "Write ten SQL INSERT statements for a table of fruits with a name and a price.",
 )
 
 
