@@ -33,6 +33,8 @@ CRASHES = frozenset(
     -number
     for number in (signal.SIGILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE)
 )  # exit codes of a process that native code took down
+SHORT = 1024  # characters of a text: 2 ms where it was measured
+NUM_SHARES = 16  # so many short texts are tokenized between two passes
 RESTART_DELAY_S = 0.2  # doubled at each failed restart in a row
 MAX_RESTART_DELAY_S = 10.0
 
@@ -67,7 +69,8 @@ class EngineProcess:
     def __init__(self, options: TargetOptions) -> None:
         self._options = options
         self._decoder: msgspec.msgpack.Decoder[Response] = msgspec.msgpack.Decoder(Response)
-        self._turn = asyncio.Lock()  # of the text that is being tokenized
+        self._turn = asyncio.Lock()  # of the text that waits for shares
+        self._shares = asyncio.Semaphore(NUM_SHARES)
         self._up = asyncio.Event()  # set while requests make sense
         self._lost: str | None = None  # how the child died whose caches nobody has missed yet
         self._child: Child[Request, Response] | None = None
@@ -104,17 +107,29 @@ class EngineProcess:
         raise EngineLost(f"{lost}; it has been restarted")
 
     async def tokenize(self, text: str, *, parse_special: bool) -> TokenIds:
-        """Raise EngineLost for a text in which the engine died twice."""
+        """Between two passes, beside others that are short. Raise EngineLost for a text in which
+        the engine died, and died again when it had nothing else to do."""
         request = TokenizeText(text, parse_special)
-        async with self._turn:
-            await self._up.wait()
-            try:
-                tokenized = await self._exchange(request)
-            except EngineLost:  # perhaps by chance
-                await self._up.wait()
-                tokenized = await self._exchange(request)
+        try:
+            tokenized = await self._tokenized(request, min(1 + len(text) // SHORT, NUM_SHARES))
+        except EngineLost:  # perhaps by chance, or in another's text
+            tokenized = await self._tokenized(request, NUM_SHARES)
         assert isinstance(tokenized, Tokenized)
         return np.frombuffer(tokenized.ids, np.dtype("<i4"))
+
+    async def _tokenized(self, request: TokenizeText, num_shares: int) -> Response:
+        """With so many of the shares in what may hold up a pass; with all of them, alone."""
+        num_taken = 0
+        try:
+            async with self._turn:
+                while num_taken < num_shares:
+                    await self._shares.acquire()
+                    num_taken += 1
+            await self._up.wait()
+            return await self._exchange(request)
+        finally:
+            for _ in range(num_taken):
+                self._shares.release()
 
     async def close(self) -> None:
         """End the child and wait for it."""
