@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from multispin.cell import load_cell
-from multispin.control import bandwidth_for, policies
+from multispin.control import bandwidth_for
 from multispin.sim.shell import simulate_core
 from tests.cli.test_commands import serving
 
@@ -45,22 +45,20 @@ def test_in_simulate(mode):
     assert found["goodput_tokens_per_s"] > 0
 
 
-def test_a_server_whose_policy_fails_goes_on_with_the_grants_in_force(monkeypatch):
-    """Nothing is lost and nobody waits for a plan that does not come."""
+class Mortal:
     num_calls = 0
 
-    class Mortal:
-        def plan(self, problem):
-            nonlocal num_calls
-            num_calls += 1
-            if num_calls > 2:
-                raise ArithmeticError("no more")
-            return bandwidth_for(problem, np.full(problem.num_devices, 3))
+    def plan(self, problem):
+        Mortal.num_calls += 1
+        if Mortal.num_calls > 2:
+            raise ArithmeticError("no more")
+        return bandwidth_for(problem, np.full(problem.num_devices, 3))
 
-    found = policies._Own("mortal", Mortal())
-    monkeypatch.setattr(policies, "find_policy", lambda name: found)
-    trace = simulate_core(load_cell(FACTORY), "window", "mortal", 600, seed=1)
-    assert num_calls > 4, "it was asked again"
+
+def test_a_server_whose_policy_fails_goes_on_with_the_grants_in_force():
+    """Nothing is lost and nobody waits for a plan that does not come."""
+    trace = simulate_core(load_cell(FACTORY), "window", f"{__name__}:Mortal", 600, seed=1)
+    assert Mortal.num_calls > 4, "it was asked again"
     assert trace.num_passes == 600
     assert (trace.num_draft[trace.at_s > trace.simulated_s / 2] > 0).any()
 

@@ -27,6 +27,7 @@ from multispin.cli.doctor import (
     probe_library,
     processor_flags,
 )
+from tests.lm.lm_tiny_gguf import tiny_llama
 
 CRASH_WHEN_LOADED = "__attribute__((constructor)) static void start(void) { raise(SIGILL); }"
 CRASH_AT_MODEL = "void *llama_model_load_from_file(void) { *(volatile int *)0 = 1; return 0; }"
@@ -76,7 +77,7 @@ def build(tmp_path: Path) -> Build:
 def no_model(tmp_path: Path) -> Path:
     """A file that passes for a model until llama.cpp reads it."""
     file = tmp_path / "none.gguf"
-    file.write_bytes(b"GGUF")
+    file.write_bytes(tiny_llama(causal=True))
     return file
 
 
@@ -137,11 +138,12 @@ def test_a_library_of_another_version_is_refused(
 
 
 def test_a_damaged_model_fails_without_blaming_the_build(no_model: Path) -> None:
+    no_model.write_bytes(no_model.read_bytes()[:-1])
     probe = probe_library(no_model)
     assert check_library(probe).status == "ok"
     found = check_batches(probe, no_model)
     assert found.status == "failed"
-    assert "cannot load it" in found.detail
+    assert "the file is damaged" in found.detail
     assert "crashes" not in found.detail
 
 

@@ -258,7 +258,11 @@ def astray(stretch: Stretch, what: str, direction: str, is_odd: Callable[[], boo
 
     async def receive_bent() -> bytes:
         while not waiting:
-            waiting.extend(bent(await receive()))
+            try:
+                async with asyncio.timeout(1.0 if held else None):
+                    waiting.extend(bent(await receive()))
+            except TimeoutError:  # there is no next one: it was the last
+                waiting.append(held.pop())
         return waiting.pop(0)
 
     stretch.receive = receive_bent  # type: ignore[method-assign]

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from multispin.cell import Cell
+from multispin.control import find_policy
 from multispin.core.batch import BatchLimits
 from multispin.core.controller import ControlSettings
 from multispin.core.cost import CostEngine, Costs
@@ -82,6 +83,8 @@ def simulate_core(
 
 def _check(cell: Cell, mode: Mode, policy: str | None) -> None:
     """The running server has one objective, does no harm, and knows nothing of the channel."""
+    if policy is not None:
+        find_policy(policy)
     problem = cell.problem
     asked: dict[str, tuple[object, object]] = {
         "objective.kind": (problem.objective.kind, "sum"),
