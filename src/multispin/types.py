@@ -64,6 +64,8 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if len(self.logit_bias) > MAX_BIASES:
             raise BadInput("logit_bias", f"{len(self.logit_bias)} tokens", f"at most {MAX_BIASES}")
         for token, bias in self.logit_bias.items():
+            if not 0 <= token < 2**31:  # more than MessagePack can carry, perhaps
+                raise BadInput("logit_bias", token, "is no token id")
             _check(f"logit_bias[{token}]", bias, -100.0, 100.0)
 
 

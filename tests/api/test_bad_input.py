@@ -107,6 +107,7 @@ def test_what_is_no_json_is_told_so(endpoint: str, body: bytes) -> None:
         (TEXT, text(logit_bias={"5": 1000}), "bad_input", "logit_bias"),
         (TEXT, text(logit_bias={"999": 1}), "bad_input", "logit_bias"),
         (TEXT, text(logit_bias={"-1": 1}), "bad_input", "logit_bias"),
+        (TEXT, text(logit_bias={str(2**70): 1}), "bad_input", "logit_bias"),
         (TEXT, text(logit_bias={str(i): 1 for i in range(2000)}), "bad_input", "logit_bias"),
         (TEXT, text(seed=-1), "invalid_value", "seed"),
         (TEXT, text(seed=2**63), "invalid_value", "seed"),

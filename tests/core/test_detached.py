@@ -13,7 +13,7 @@ from multispin.core.server import ServerCore
 from multispin.core.tenant import Tenant
 from multispin.lm.ngram import END_OF_TEXT
 from multispin.wire import frames
-from multispin.wire.frames import Error, Opened, PrefixDigest, Resume
+from multispin.wire.frames import Draft, Error, Opened, PrefixDigest, Resume
 from tests.core import test_json_schema
 from tests.core.harness import (
     PROMPT,
@@ -83,6 +83,16 @@ def test_a_session_is_taken_from_a_link_that_the_server_takes_for_alive() -> Non
     [(link, verdict)] = harness.step()
     assert (link, verdict.session, verdict.start) == ("new", 3, len(case.known))
     harness.drop(traveller.link)  # it notices at last
+    assert harness.core.num_sessions == 1
+
+
+def test_drafts_that_arrive_on_the_link_it_was_taken_from_are_ignored() -> None:
+    """They were sent before their device knew: an error would count as its offence."""
+    harness, traveller, _ = case = stranded(draft_length=4)
+    draft = Draft(0, 0, len(case.known), PrefixDigest(case.known).digest(), b"")
+    assert isinstance(case.answer(), Opened)
+    assert harness.draft(draft, traveller.link) == []
+    assert harness.core.counters.num_stale_drafts == 1
     assert harness.core.num_sessions == 1
 
 

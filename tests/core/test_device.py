@@ -12,7 +12,7 @@ from multispin.core.welcome import welcome
 from multispin.errors import PeerError
 from multispin.lm.ngram import byte_vocabulary
 from multispin.wire import frames
-from multispin.wire.frames import Draft, Opened, PrefixDigest, Resume, Welcome
+from multispin.wire.frames import Draft, Opened, PrefixDigest, Resume, Verdict, Welcome
 from tests.core.harness import PROMPT, Harness, Writer, new_drafter, new_server, request
 
 BITS = frames.id_bits(byte_vocabulary().size)
@@ -129,6 +129,28 @@ def test_another_server_may_have_another_mode_and_more_or_less_room() -> None:
     large = msgspec.structs.replace(small, context_length=4096)
     session.resume(order, again(harness, session, [70] * 60), large)
     assert len(session.committed) == 61
+
+
+@pytest.mark.parametrize("rule", ["coupled", "rejection"])
+def test_what_was_drafted_alone_beyond_a_smaller_context_is_dropped(rule: str) -> None:
+    harness, session = begun(rule=rule)
+    session.go_on_alone()
+    right = drafted(session, 20)
+    small = msgspec.structs.replace(welcome(harness.core), context_length=len(PROMPT) + 6)
+    opened = msgspec.structs.replace(again(harness, session, []), draft_length=5)
+    session.resume(session.reopening(3, small), opened, small)
+    assert session.job() is None
+    assert ids_of(session.message()) == right[:6]
+    assert len(session._proposals) == (6 if rule == "rejection" else 0)
+
+
+@pytest.mark.parametrize("token", [-1, byte_vocabulary().size, 1 << 40])
+def test_a_verdict_with_a_token_that_there_is_not_is_refused(token: int) -> None:
+    _, session = begun()
+    verdict = Verdict(0, 0, len(PROMPT), 0, 0, 1, token, 4)
+    with pytest.raises(PeerError, match="fits no draft"):
+        session.apply(verdict, 0.0)
+    assert session.committed == []
 
 
 def test_a_server_that_reads_the_prompt_otherwise_is_another() -> None:

@@ -22,7 +22,16 @@ from multispin.net.server import EdgeServer
 from multispin.net.transport import MemoryServerTransport, MemoryTransport, TransportClosed
 from multispin.types import Mode, SamplingParams
 from multispin.wire import frames
-from multispin.wire.frames import Close, Error, Hello, Open, Welcome
+from multispin.wire.frames import (
+    Close,
+    Draft,
+    Error,
+    Hello,
+    Open,
+    PrefixDigest,
+    Verdict,
+    Welcome,
+)
 from tests.core.harness import PROMPT, new_drafter, new_engine, request, write
 
 Scene = Callable[[EdgeServer], Awaitable[None]]
@@ -215,6 +224,37 @@ def test_a_reader_that_stops_reading_is_cut_off_and_costs_bounded_memory(
         assert stuck.num_unsent < 11_000
 
     play(scene)
+
+
+def test_who_waits_for_the_sequence_of_one_that_is_cut_off_has_it_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is cut off when the server has nothing else to do; nobody would look for long."""
+    monkeypatch.setattr("multispin.net.server_link.MAX_UNSENT", 0)
+    monkeypatch.setattr("multispin.net.server.SWEEP_S", 1000.0)
+
+    class Stuck(MemoryServerTransport):
+        def write(self, data: bytes) -> None:
+            is_verdict = isinstance(frames.decode_from_server(data), Verdict)
+            self.num_unsent += is_verdict
+
+    async def scene(server: EdgeServer) -> None:
+        stuck = Stuck()
+        serving = asyncio.create_task(server.serve(stuck))
+        stuck.receiver(frames.encode(Hello(1, "lookup")))
+        stuck.receiver(frames.encode(Open(0, PROMPT, SamplingParams(), "greedy", 1, 470, 4)))
+        while server.core.num_sessions == 0:
+            await asyncio.sleep(0)
+        async with device(server, "none") as it:
+            waiting = asyncio.create_task(text_of(it, wanted()))
+            while server.core.num_sessions == 1:
+                await asyncio.sleep(0)
+            digest = PrefixDigest(PROMPT.encode()).digest()
+            stuck.receiver(frames.encode(Draft(0, 0, len(PROMPT), digest, b"")))
+            assert (await waiting)[0] == write(request(), "none").session.committed
+        await serving
+
+    play(scene, num_sequences=1, mode="stop-and-wait")
 
 
 def test_what_the_server_refuses_is_raised_at_the_device() -> None:

@@ -166,3 +166,16 @@ def test_a_histogram_counts_each_value_once_in_the_lowest_bucket_that_holds_it()
         assert sum(histogram.counts[: index + 1]) == sum(value <= bound for value in values)
     assert sum(histogram.counts) == len(values)
     assert histogram.sum == sum(values)
+
+
+def test_the_first_token_of_a_text_that_is_gone_on_with_is_not_its_first() -> None:
+    clock = Clock()
+    telemetry = Telemetry(clock=clock)
+    telemetry.joined(0, Hello(1, "lookup", None))
+    order = Open(0, "never told", SamplingParams(), "greedy", 0, 100, 8, committed=b"ab")
+    telemetry.up(0, order)
+    telemetry.down(0, Opened(0, b"", 8))
+    clock.now = 0.2
+    telemetry.down(0, verdict(12, 2, 2))
+    assert sum(telemetry.time_to_first_token.counts) == 0
+    assert telemetry.inter_token_latency.sum == pytest.approx(0.2)

@@ -13,7 +13,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from multispin.core.device import Committed
+from multispin.core.device import Committed, DeviceSession
 from multispin.core.drafter import LookupDrafter
 from multispin.errors import PeerError
 from multispin.net.device import Device, Request
@@ -268,6 +268,36 @@ def astray(stretch: Stretch, what: str, direction: str, is_odd: Callable[[], boo
     stretch.receive = receive_bent  # type: ignore[method-assign]
 
 
+# --- other texts of the device -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", get_args(Mode))
+def test_a_draft_may_end_or_go_on_at_any_moment(
+    mode: Mode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the device learns from other texts decides when this one's draft is long enough."""
+    is_hopeless = False
+    monkeypatch.setattr(DeviceSession, "_is_hopeless", lambda self: is_hopeless)
+
+    async def learn() -> None:
+        nonlocal is_hopeless
+        rng = random.Random(7)
+        while True:
+            is_hopeless = rng.random() < 0.3
+            await asyncio.sleep(0)
+
+    async def scene() -> None:
+        async with serving(mode) as server:
+            learning = asyncio.create_task(learn())
+            async with Road(server).device("same") as device:
+                news = await told(device, wanted(max_tokens=200))
+            learning.cancel()
+            expected = write(request(max_tokens=200), "none")
+            assert joined(news) == (expected.session.committed, expected.text)
+
+    play(scene())
+
+
 # --- what does not go on -------------------------------------------------------------------------
 
 
@@ -349,5 +379,24 @@ def test_texts_that_nobody_wants_any_more_leave_nothing_behind() -> None:
                 left = {task for task in asyncio.all_tasks() - before if not task.done()}
                 assert all("_serve" in repr(t) or "_speak" in repr(t) for t in left), left
             assert server.core.num_sessions == 0
+
+    play(scene())
+
+
+def test_who_is_cancelled_again_while_leaving_leaves_all_the_same() -> None:
+    """The server hears of it, and the drafter's only sequence is free for the next text."""
+
+    async def scene() -> None:
+        async with serving("stop-and-wait") as server:
+            road = Road(server)
+            async with road.device("weaker") as device:
+                writing = asyncio.create_task(told(device, wanted(max_tokens=400)))
+                await until(lambda: server.core.counters.num_committed_tokens > 8)
+                while not writing.done():
+                    writing.cancel()
+                    await asyncio.sleep(0)
+                await until(lambda: server.core.num_sessions == 0)
+                assert joined(await told(device, wanted())) == undisturbed()
+            assert len(road.stretches) == 1
 
     play(scene())

@@ -19,7 +19,8 @@ MAX_BODY_BYTES = 4 * 1024 * 1024
 MAX_DROPPED_BYTES = 16 * MAX_BODY_BYTES  # read in vain, so that the client gets to see its answer
 BODY_S = 30.0  # a body that takes longer is given up
 
-_PATH = re.compile(r" - at (?:`key` in )?`\$\.?(.*)`$")
+# In a message that may quote a field's name, megabytes of anything: nothing is looked at twice.
+_PATH = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`$")
 _NAME = re.compile(r"`(.*?)`")
 
 

@@ -111,10 +111,7 @@ def _device(link: Link, core: ServerCore, telemetry: Telemetry) -> CellDevice:
         num_draft_tokens=stats.num_draft_tokens,
         num_accepted_tokens=stats.num_accepted_tokens,
         num_committed_tokens=stats.num_committed_tokens,
-        acceptance_by_position=[
-            accepted / drafted
-            for accepted, drafted in zip(stats.accepted_at, stats.drafted_at, strict=True)
-        ],
+        acceptance_by_position=stats.acceptance_by_position,
         draft_s_per_token=estimate.draft_s_per_token if estimate and stats.num_drafts else None,
         round_trip_s=estimate.round_trip_s if estimate and estimate.has_round_trip else None,
         uplink_bytes=link.num_received,

@@ -40,7 +40,9 @@ class HttpConnection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
+        # Of a body whose request is answered already nobody wants to know the end.
+        is_wanted = self.conn.our_state is not h11.DONE
+        if self.conn.their_state is not h11.IDLE and is_wanted:
             self._stop_limit()
         elif self._head_limit is None:
             self._limit_head()

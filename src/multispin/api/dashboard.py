@@ -15,7 +15,14 @@ from starlette.types import Receive, Scope, Send
 
 from multispin.api.dashboard_feed import Feed
 from multispin.api.errors import ApiError
-from multispin.api.login import COOKIE, DASHBOARD_PATH, LOGIN_PATH, LOGOUT_PATH, log_in, log_out
+from multispin.api.login import (
+    DASHBOARD_PATH,
+    LOGIN_PATH,
+    LOGOUT_PATH,
+    cookie_token,
+    log_in,
+    log_out,
+)
 from multispin.api.sse import EventStream, while_connected
 
 if TYPE_CHECKING:
@@ -72,7 +79,7 @@ def dashboard_routes(state: ServerState) -> list[BaseRoute]:
 
 
 async def _page(request: Request) -> Response:
-    if COOKIE not in request.cookies:
+    if cookie_token(request.scope) is None:
         return _answer("index.html", request)
     return _changed("index.html", *SIGN_OUT)
 

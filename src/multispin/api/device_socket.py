@@ -15,7 +15,9 @@ from starlette.websockets import WebSocket
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from multispin.core.tenant import LOCAL, Tenant
+from multispin.net.offences import Pace
 from multispin.net.server import EdgeServer
+from multispin.net.server_link import MAX_UNSENT
 from multispin.net.transport import Receiver
 from multispin.wire.frames import MAX_FRAME_BYTES, Error, encode
 
@@ -28,6 +30,7 @@ MASKED = 0x80  # in the second byte, as in whatever comes from a client
 CONTROL = 0x08  # in the first byte of a ping, pong or close
 LAST = 0x80  # in the first byte of a message's last frame
 NORMAL_CLOSURE = 1000
+MAX_PARTS = 4096  # of a message that comes in several frames
 
 
 class DeviceSocket(WebSocketsSansIOProtocol):
@@ -41,6 +44,7 @@ class DeviceSocket(WebSocketsSansIOProtocol):
         self._is_amid = False  # in a message of several frames
         self._is_paused = False
         self._heard_at = 0.0
+        self._pace = Pace()  # of what is no message: those the server counts
 
     # --- ServerTransport -------------------------------------------------------------------------
 
@@ -142,12 +146,21 @@ class DeviceSocket(WebSocketsSansIOProtocol):
                 break
             if first == WHOLE_BINARY and is_masked and at < end and not self._is_amid:
                 self.receiver(_unmasked(data[at:end], data[at - 4 : at]))
+            elif self._is_flood():
+                self.receiver(b"")  # refused like any bytes that are no frame
+                self.abort()
+                return len(data)
             else:
                 super().data_received(bytes(data[begin:end]))
                 if not first & CONTROL:
                     self._is_amid = not first & LAST
             begin = end
         return begin
+
+    def _is_flood(self) -> bool:
+        """Whether this is one ping or crumb of a message too many, or nobody reads the pongs."""
+        is_spent = self._pace.is_spent(self.loop.time())
+        return is_spent or self.num_unsent > MAX_UNSENT or len(self.frames) >= MAX_PARTS
 
     def send_receive_event_to_app(self) -> None:
         """A message that came in several frames is complete; or one of text, which is none."""

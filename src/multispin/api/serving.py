@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import signal
 import socket
@@ -40,11 +41,15 @@ def bind(host: str, port: int) -> socket.socket:
         listening.listen(1024)
     except (OSError, OverflowError) as error:
         listening.close()
-        reason = error.strerror if isinstance(error, OSError) else "not a port"
+        if isinstance(error, OverflowError):
+            raise BadInput("--port", port, "must lie between 0 and 65535") from None
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise BadInput("--host", host, "is no address of this machine") from None
         raise BadInput(
             "--port",
             f"{host}:{port}",
-            f"cannot listen there ({reason}): stop what does, or take --port 0 for any free one",
+            f"cannot listen there ({error.strerror}): "
+            "stop what does, or take --port 0 for any free one",
         ) from None
     return listening
 

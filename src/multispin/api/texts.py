@@ -21,11 +21,11 @@ from multispin.net.device import Device, Request
 from multispin.net.line import Line
 from multispin.net.link import DeviceLink
 from multispin.net.server import EdgeServer
+from multispin.net.telemetry import NO_DRAFTER
 from multispin.net.transport import MemoryTransport
 from multispin.net.writing import Writing
 from multispin.types import AcceptanceRule, Offline
 
-NO_DRAFTER = "none"
 MAX_WAITING = 64  # texts that wait for a place at a device's drafter
 
 

@@ -96,7 +96,7 @@ def device(
     """Draft for applications on this device, or for prompts from a file or standard input."""
     given = locals()
     if port is not None:
-        _refuse_given(given, OF_PROMPTS, "goes with --prompts: here each request states its own")
+        _refuse_given(given, OF_PROMPTS, "goes without --port: there each request states its own")
         # Where there is a choice: at temperature 0 every rule is greedy.
         params = SamplingParams(temperature=1.0)
     else:

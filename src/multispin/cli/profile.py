@@ -195,12 +195,11 @@ def _show(measured: Profile) -> None:
         highlight=False,
     )
     overall = measured.overall
-    by_position = overall.stats.report()["acceptance_by_position"]
-    assert isinstance(by_position, list)
+    positions = " ".join(f"{share:.2f}" for share in overall.stats.acceptance_by_position)
     console.print(
         f"{measured.draft}: {overall.draft_s_per_token * 1e3:.3f} ms per drafted token, acceptance "
         f"{overall.acceptance:.3f}, {overall.stats.mean_acceptance_length:.2f} tokens per "
-        f"verification, accepted up to position {' '.join(f'{p:.2f}' for p in by_position)}; "
+        f"verification, accepted up to position {positions}; "
         f"nothing to propose {overall.num_empty} times",
         highlight=False,
     )

@@ -17,8 +17,13 @@ from multispin.cli.protection import protection
 from multispin.errors import BadInput
 
 if TYPE_CHECKING:
+    import socket
+
+    from multispin.api.serving import Protection
     from multispin.core.controller import ControlSettings
+    from multispin.core.limits import ServerLimits
     from multispin.core.server import Counters
+    from multispin.net.loading import TargetOptions
 
 TARGETS_WITHOUT_FILE = ("ngram",)
 MAX_COST_SESSIONS = 4096  # of a cost model, which holds tokens only
@@ -88,7 +93,8 @@ def serve(
         ),
     ] = False,
     drain_s: Annotated[
-        float, typer.Option(help="Seconds for running texts to end when it is told to stop.")
+        float,
+        typer.Option(help="Seconds for texts of its own endpoint to end when it is told to stop."),
     ] = 10.0,
     threads: options.Threads = None,
     gpu_layers: options.GpuLayers = 0,
@@ -231,8 +237,14 @@ def _tell_differences(counters: Counters) -> None:
     )
 
 
-async def _serve(  # type: ignore[no-untyped-def]
-    listening, load, limits, protected, show_texts, drain_s, pad
+async def _serve(
+    listening: socket.socket,
+    load: TargetOptions,
+    limits: ServerLimits,
+    protected: Protection,
+    show_texts: bool,
+    drain_s: float,
+    pad: bool,
 ) -> None:
     from multispin.api.app import ServerState, create_app
     from multispin.api.dashboard_feed import Logs

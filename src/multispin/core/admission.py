@@ -14,6 +14,7 @@ from multispin.wire.frames import ChatMessage, Draft, Open, is_proposal, unpack_
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 1000
 MAX_LOGPROBS = 20
+MAX_TRACE_LENGTH = 256  # kept with the session; W3C's version 00 has 55, later ones may have more
 # Longer texts cannot fit: few tokens of any vocabulary are longer than so many bytes.
 MAX_BYTES_PER_TOKEN = 64
 MAX_PROPOSAL_BYTES = 1 << 13  # of the ids, and of the counts, of one proposal
@@ -32,6 +33,9 @@ def check_open(message: Open, info: EngineInfo, vocabulary_size: int, max_length
             f"{len(message.stop)} sequences",
             f"at most {MAX_STOPS}, of {MAX_STOP_LENGTH} characters each",
         )
+    if len(message.trace) > MAX_TRACE_LENGTH:
+        remedy = f"a traceparent has at most {MAX_TRACE_LENGTH} characters"
+        raise BadInput("trace", f"{len(message.trace)} characters", remedy)
     if message.max_tokens < 1:
         raise BadInput("max_tokens", message.max_tokens, "must be at least 1")
     if not 0 <= message.seed < 2**63:

@@ -330,6 +330,8 @@ class DeviceSession:
             or verdict.start != self._length
             or not 0 <= verdict.num_accepted <= verdict.num_draft <= num_sent
             or not 0 <= verdict.num_committed <= verdict.num_accepted + 1
+            or not 0 <= verdict.token < self._num_ids
+            or not 0 <= verdict.draft_length <= self.request.draft_length
             or self._length + verdict.num_committed > self._most
         ):
             raise PeerError("the server sent a verdict that fits no draft", code="out_of_order")
@@ -388,6 +390,8 @@ class DeviceSession:
         self._make_room(welcome)
         if end > self._most:
             raise PeerError("the server committed more than was asked for", code="out_of_order")
+        self._end = min(self._end, self._most)  # this server's context may be smaller
+        self._proposals = self._proposals[: self._end - start]
         num_known = min(len(ids), self._end - start)
         num_same = num_common(self._tokens[start : start + num_known], ids)
         self._tokens[start:end] = ids

@@ -163,9 +163,10 @@ class ServerCore:
 
     def _take_over(self, token: bytes, tenant: Tenant) -> None:
         """From a link that is half dead."""
-        for session in list(self._sessions.values()):
+        for session in [s for s in self._sessions.values() if not s.closed]:
             if session.resume and session.resume == token and session.tenant.name == tenant.name:
                 self._detach(session)
+                self._remember(session.key)  # its drafts may still arrive there
 
     def _detach(self, session: Session) -> None:
         self._reception.keep(session)
@@ -183,6 +184,7 @@ class ServerCore:
             error = PeerError(f"session = {message.session}: is not open", code="unknown_session")
             return [self._error(link, message.session, error)]
         try:
+            session.check_size(message, self.id_bits)
             ids, levels = frames.unpack_tokens(message.tokens, self.id_bits, self._num_ids)
             if (repeated := session.repeated(message, len(ids))) is not None:
                 return [(link, repeated)]

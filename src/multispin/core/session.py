@@ -20,7 +20,15 @@ from multispin.core.text import TextStream
 from multispin.errors import PeerError
 from multispin.lm.base import Vocabulary
 from multispin.types import FinishReason, TokenIds
-from multispin.wire.frames import Draft, Open, PrefixDigest, TokenLogprobs, Verdict
+from multispin.wire.frames import (
+    DIGEST_BYTES,
+    Draft,
+    Open,
+    PrefixDigest,
+    TokenLogprobs,
+    Verdict,
+    num_tokens,
+)
 
 # Levels of drafted tokens, and how many of these tokens, from the first on, are what the text says.
 Compared: TypeAlias = "tuple[bytes | bytearray, int]"
@@ -89,7 +97,7 @@ class Session:
         self._learned = 0  # up to here drafted tokens were compared with the text
         self._has_draft = False  # the one that is due, where one is
         # By start: drafts that came before their turn, as they are taken.
-        self._early: dict[int, tuple[Draft, list[int], bytes, list[tuple[bytes, bytes]]]] = {}
+        self._early: dict[int, tuple[bytes, list[int], bytes, list[tuple[bytes, bytes]]]] = {}
         self._recorded: Verdict | None = None  # the last one on a draft
         self._vocabulary = vocabulary
         room = self.most + request.draft_length + 1
@@ -159,6 +167,21 @@ class Session:
 
     # --- drafts --------------------------------------------------------------------------------
 
+    def check_size(self, message: Draft, id_bits: int) -> None:
+        """Raise PeerError for a draft that is too long to be looked at, or kept: what is stale is
+        nobody's fault, and is unpacked all the same."""
+        if num_tokens(message.tokens, id_bits) > self.request.draft_length:
+            raise PeerError(
+                f"draft = {len(message.tokens)} bytes: more than the {self.request.draft_length} "
+                "tokens that the session may draft ahead",
+                code="draft_too_long",
+            )
+        if len(message.digest) != DIGEST_BYTES:
+            raise PeerError(
+                f"draft.digest = {len(message.digest)} bytes: must be {DIGEST_BYTES}",
+                code="bad_frame",
+            )
+
     def repeated(self, message: Draft, num_ids: int) -> Verdict | None:
         """The verdict on this very draft, if it is the last one on any."""
         verdict = self._recorded
@@ -199,9 +222,9 @@ class Session:
             self._drop()
             self._is_void = False
         if message.start > self.end:
-            self._early[message.start] = message, ids, levels, proposals
+            self._early[message.start] = message.digest, ids, levels, proposals
         else:
-            self._append(message, ids, levels, proposals)
+            self._append(message.start, message.digest, ids, levels, proposals)
             if self._early:
                 self._join()
         self._has_draft = True
@@ -227,15 +250,20 @@ class Session:
     def _join(self) -> None:
         """Move the drafts whose turn has come behind the text."""
         while self._early and (start := min(self._early)) <= self.end:
-            self._append(*self._early.pop(start))
+            self._append(start, *self._early.pop(start))
 
     def _append(
-        self, message: Draft, ids: list[int], levels: bytes, proposals: list[tuple[bytes, bytes]]
+        self,
+        start: int,
+        digest: bytes,
+        ids: list[int],
+        levels: bytes,
+        proposals: list[tuple[bytes, bytes]],
     ) -> None:
-        text, start, end = self._text, message.start, self.end
+        text, end = self._text, self.end
         num_known = min(end - start, len(ids))
         num_same = num_known and self._num_same(start, ids[:num_known], levels)
-        if message.digest != self._digest_before(start) or num_same < num_known:
+        if digest != self._digest_before(start) or num_same < num_known:
             if not self.is_window:
                 raise PeerError(
                     "draft.digest does not match the committed tokens: open the session anew",

@@ -62,13 +62,16 @@ class SpeculationStats:
             "num_draft_tokens": self.num_draft_tokens,
             "num_accepted_tokens": self.num_accepted_tokens,
             "mean_acceptance_length": self.mean_acceptance_length,
-            "acceptance_by_position": [
-                accepted / drafted
-                for accepted, drafted in zip(self.accepted_at, self.drafted_at, strict=True)
-            ],
+            "acceptance_by_position": self.acceptance_by_position,
             "uplink_bytes": self.uplink_bytes,
             "downlink_bytes": self.downlink_bytes,
         }
+
+    @property
+    def acceptance_by_position(self) -> list[float]:
+        """[i]: of the drafts verified at least i+1 long, those whose tokens 0…i were accepted."""
+        pairs = zip(self.accepted_at, self.drafted_at, strict=True)
+        return [accepted / drafted for accepted, drafted in pairs]
 
     @property
     def mean_acceptance_length(self) -> float:

@@ -132,7 +132,10 @@ def reason_of(error: Exception, *, over_tls: bool) -> str:
     reason = "it does not answer in HTTP: perhaps it speaks TLS (https://…)"
     match error:
         case ssl.SSLCertVerificationError():
-            reason = f"its certificate is not trusted: {error.verify_message}; --ca names its CA"
+            told = error.verify_message.rstrip(".")
+            of_name = "mismatch" in told
+            remedy = "make one with `certs tls --host`" if of_name else "--ca names its CA"
+            reason = f"its certificate is not trusted: {told}; {remedy}"
         case ssl.SSLError(reason="WRONG_VERSION_NUMBER" | "RECORD_LAYER_FAILURE"):
             reason = "it speaks no TLS: http://… says so"
         case ssl.SSLError(reason=str(said)) if "CERTIFICATE_REQUIRED" not in said:

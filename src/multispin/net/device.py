@@ -82,9 +82,11 @@ class Device:
             finally:
                 await writing.close()
         finally:
-            if self._drafter is not None:
-                await self._compute(self._drafter.free, seq)
-            self._free_seqs.append(seq)
+            try:
+                if self._drafter is not None:
+                    await self._compute(self._drafter.free, seq)
+            finally:  # whoever is cancelled twice must not keep it
+                self._free_seqs.append(seq)
 
     def _take_seq(self) -> int:
         if self._free_seqs:

@@ -122,11 +122,13 @@ class Line:
         return self._link
 
     async def close(self) -> None:
-        if self._keeper is not None:
-            self._keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
-        await self._link.close()
+        try:
+            if self._keeper is not None:
+                self._keeper.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self._keeper
+        finally:
+            await self._link.close()
 
     # --- the next link -------------------------------------------------------------------------
 

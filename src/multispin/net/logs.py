@@ -40,6 +40,9 @@ MAX_WAITING = 4096  # lines for a reader that is slow; more are dropped
 DRAIN_S = 1.0  # at the end the reader gets so long
 STDERR = 2
 
+# Devices and servers name things as they like: no line of theirs, no orders to a terminal.
+_CONTROLS = dict.fromkeys([*range(32), *range(127, 160)], "\ufffd")
+
 log = logging.getLogger("multispin.events")
 
 
@@ -169,7 +172,8 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         fields = getattr(record, "fields", {})
-        return " ".join([super().formatMessage(record), *(f"{k}={v}" for k, v in fields.items())])
+        line = " ".join([super().formatMessage(record), *(f"{k}={v}" for k, v in fields.items())])
+        return line.translate(_CONTROLS)
 
 
 class BackgroundHandler(logging.Handler):

@@ -77,9 +77,9 @@ class Pace:
     def __init__(self) -> None:
         self._free_at = -math.inf
 
-    def is_spent(self, now: float) -> bool:
-        """One more has come; whether nothing should be read for REST_S."""
-        self._free_at = max(self._free_at, now - 1.0) + 1 / MAX_FRAMES_PER_S
+    def is_spent(self, now: float, num_frames: int = 1) -> bool:
+        """So many more have come; whether nothing should be read for REST_S."""
+        self._free_at = max(self._free_at, now - 1.0) + num_frames / MAX_FRAMES_PER_S
         return self._free_at > now
 
 

@@ -17,12 +17,9 @@ CLOSE_S = 1.0  # the last words get so long to leave
 class PaddedTransport:
     """The device's end: it sets the pace, from the first frame on and while it ``is_busy``."""
 
-    def __init__(
-        self, inner: Transport, is_busy: Callable[[], bool], pace_s: float = PACE_S
-    ) -> None:
+    def __init__(self, inner: Transport, is_busy: Callable[[], bool]) -> None:
         self._inner = inner
         self._is_busy = is_busy
-        self._pace_s = pace_s
         self._packer, self._unpacker = Packer(), Unpacker()
         self._received: collections.deque[bytes] = collections.deque()
         self._in_order = asyncio.Lock()  # parcels leave as they were packed
@@ -65,15 +62,19 @@ class PaddedTransport:
             async with self._in_order:
                 await self._send(self._packer.tick())
             num_ticks += 1
-            due = max(due + self._pace_s, clock())
+            due = max(due + PACE_S, clock())
             await asyncio.sleep(due - clock())
 
 
 class PaddedServerTransport:
-    """The server's end: each parcel is answered, before it is looked into."""
+    """The server's end: each parcel is answered, before it is looked into. ``answered`` is told
+    with how many: empty ones, too, cost time, and may not be read."""
 
-    def __init__(self, inner: ServerTransport) -> None:
+    def __init__(
+        self, inner: ServerTransport, answered: Callable[[int], None] = lambda num_parcels: None
+    ) -> None:
         self._inner = inner
+        self._answered = answered
         self._packer, self._unpacker = Packer(), Unpacker()
         self.receiver: Receiver | None = inner.receiver
         inner.receiver = self._receive
@@ -111,7 +112,9 @@ class PaddedServerTransport:
     def _frames(self, data: bytes | None) -> list[bytes] | list[None]:
         if data is None:
             return [None]
-        self._write(self._packer.tick())
+        parcels = self._packer.tick()
+        self._write(parcels)
+        self._answered(len(parcels))
         try:
             return self._unpacker.feed(data)
         except PeerError:

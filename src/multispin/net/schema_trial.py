@@ -35,18 +35,19 @@ class SchemaTrials:
 
     def __init__(self, attempt: Callable[[str], Awaitable[str]] | None = None) -> None:
         self._attempt = attempt or try_apart
-        self._passed: dict[str, None] = {}  # oldest first
+        # With the owner: how soon an answer comes would tell others what was sent. Oldest first.
+        self._passed: dict[tuple[str, str], None] = {}
         self._places = asyncio.Semaphore(MAX_PROCESSES)
 
-    async def check(self, schema: str) -> None:
+    async def check(self, schema: str, owner: str = "") -> None:
         """Raise BadInput for a schema that cannot be compiled, or not cheaply enough."""
-        if schema in self._passed:
+        if (owner, schema) in self._passed:
             return
         async with self._places:
             error = await self._attempt(schema)
         if error:
             raise refusal(schema, error)
-        self._passed[schema] = None
+        self._passed[owner, schema] = None
         if len(self._passed) > MAX_REMEMBERED:
             del self._passed[next(iter(self._passed))]
 

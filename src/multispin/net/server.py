@@ -84,6 +84,7 @@ class EdgeServer:
         """
         news: list[Outgoing] = []
         while True:
+            self._work.clear()  # before looking: what the news bring about is work, too
             batch = self.core.next_batch()
             if batch is None:
                 self._tell(news)
@@ -104,7 +105,6 @@ class EdgeServer:
                 news = self.core.engine_lost()
 
     async def _wait_for_work(self) -> None:
-        self._work.clear()
         waits = [s for s in (self.core.wait_s(), SWEEP_S) if s is not None]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(min(waits) if self.core.num_sessions else None):
@@ -197,8 +197,9 @@ class EdgeServer:
             self._let_go(link)
             return
         link.num_received += len(data)
-        if link.pace.is_spent(self._clock()):
-            link.rest()
+        self._pace(link, 1)
+        if link not in self._links:  # cut off: what it says is no offence any more
+            return
         try:
             message = frames.decode_from_device(data)
         except PeerError as error:
@@ -209,6 +210,13 @@ class EdgeServer:
             self._answer(link, message, self._draft(link, message, 8 * len(data)))
         else:
             link.put(message, len(data))
+
+    def _pace(self, link: Link, num_frames: int) -> None:
+        """So many came, or, on a padded link, were answered with."""
+        if link.pace.is_spent(self._clock(), num_frames):
+            link.rest()
+        if link.is_too_slow and link in self._links:
+            self._cut_off(link)
 
     def _observe(self, link: Link, message: FromDevice) -> None:
         for observer in self._observers:
@@ -311,7 +319,7 @@ class EdgeServer:
         pads = hello.pads or (self._pads and not link.is_local)
         self._send(link, welcome(self.core, link.tenant, pads=pads))
         if pads:
-            link.pad()
+            link.pad(functools.partial(self._pace, link))
 
     async def _handle(self, link: Link, message: FromDevice) -> list[Outgoing]:
         match message:
@@ -319,7 +327,7 @@ class EdgeServer:
                 try:
                     self.core.check_open(link, message)
                     if message.json_schema:
-                        await self._trials.check(message.json_schema)
+                        await self._trials.check(message.json_schema, link.tenant.name)
                     prompt = await self._tokenize_prompt(message)
                 except MultispinError as error:
                     return [(link, Error.of(message.session, error))]

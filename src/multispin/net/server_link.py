@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from multispin.core.tenant import Tenant
 from multispin.net.offences import REST_S, Offences, Pace, Uploads
@@ -48,9 +49,9 @@ class Link:
     def is_too_slow(self) -> bool:
         return self._transport.num_unsent > MAX_UNSENT
 
-    def pad(self) -> None:
-        """From now on; see wire/padding.py."""
-        self._transport = PaddedServerTransport(self._transport)
+    def pad(self, answered: Callable[[int], None]) -> None:
+        """From now on; see net/padded.py."""
+        self._transport = PaddedServerTransport(self._transport, answered)
 
     def send(self, frame: Frame) -> None:
         data = frames.encode(frame)

@@ -225,9 +225,9 @@ class Telemetry(Observer):
         if (state := self.devices.get(device)) is None:
             return
         match frame:
-            case Open(session=session, max_tokens=max_tokens):
+            case Open(session=session, max_tokens=max_tokens, committed=b""):
                 state.texts.setdefault(session, _Text(self._clock(), max_tokens))
-            case Resume(session=session):
+            case Open(session=session) | Resume(session=session):
                 text = state.texts.setdefault(session, _Text(self._clock(), UNKNOWN))
                 text.committed_at = text.opened_at  # its first token came long ago
             case Close(session=session):

@@ -77,7 +77,7 @@ def read_tokens(file: Path, field: str) -> list[TokenEntry]:
         tokens = msgspec.json.decode(file.read_bytes(), type=_File).tokens
     except OSError as error:
         raise BadInput(field, file, f"cannot be read: {error.strerror}") from None
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadInput(field, file, f"is no file of `multispin tokens`: {error}") from None
     for names in ([entry.name for entry in tokens], [entry.sha256 for entry in tokens]):
         if len(set(names)) < len(names):

@@ -112,6 +112,8 @@ class Writing:
         while session.finish is None:
             job = session.job()
             if job is None:
+                # Verdicts on other texts teach the device, too, and may have ended this draft.
+                self._may_send.set()
                 self._may_draft.clear()
                 await self._may_draft.wait()
                 done = device.clock()
@@ -128,6 +130,8 @@ class Writing:
                 channel, draft = self._place.channel, session.message()
                 await self._device.upload(channel, draft, session.upload_bits_per_s)
             else:
+                if session.job() is not None:  # or may have begun it anew
+                    self._may_draft.set()
                 self._may_send.clear()
                 await self._may_send.wait()
 
@@ -154,14 +158,21 @@ class Writing:
 
     async def close(self) -> None:
         """Leave; a text that has not ended is no longer wanted."""
-        await self._stop()  # whoever left its iteration may not have ended that
-        if self._seeking is not None:
-            self._seeking.cancel()
-            await asyncio.gather(self._seeking, return_exceptions=True)
+        try:
+            await self._stop()  # whoever left its iteration may not have ended that
+            if self._seeking is not None:
+                self._seeking.cancel()
+                await asyncio.gather(self._seeking, return_exceptions=True)
+        finally:  # whoever is cancelled twice must not leave it to the server to write on
+            await self._give_up_place()
+
+    async def _give_up_place(self) -> None:
         has_ended = hasattr(self, "session") and self.session.finish is not None
-        if self._place is not None and not has_ended:
-            await self._place.channel.send(Close(self._place.channel.number))
-        self._in_place.close()
+        try:
+            if self._place is not None and not has_ended:
+                await self._place.channel.send(Close(self._place.channel.number))
+        finally:
+            self._in_place.close()
 
     def _is_curable(self, error: PeerError) -> bool:
         """Whether to go on where the device stands: on another link, or, if it was no more than

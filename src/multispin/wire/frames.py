@@ -22,6 +22,7 @@ from multispin.types import AcceptanceRule, FinishReason, Mode, SamplingParams, 
 PROTOCOL_VERSION = 1
 MAX_FRAME_BYTES = 4 * 1024 * 1024
 LEVEL_BITS = 3
+DIGEST_BYTES = 8
 TRANSPORT_BITS = 592  # TCP, IP and TLS headers that carry a message
 
 
@@ -282,6 +283,11 @@ def pack_tokens(ids: TokenIds, levels: npt.NDArray[np.uint8], bits: int) -> byte
     return pack_ids(ids | levels.astype(np.int32) << bits, bits + LEVEL_BITS)
 
 
+def num_tokens(data: bytes, bits: int) -> int:
+    """How many tokens a draft's bytes hold."""
+    return 8 * len(data) // (bits + LEVEL_BITS)
+
+
 def unpack_tokens(data: bytes, bits: int, vocabulary_size: int) -> tuple[list[int], bytes]:
     """Inverse of pack_tokens: ids and levels; raise PeerError as unpack_ids does."""
     values = _unpack(data, bits + LEVEL_BITS)
@@ -324,7 +330,7 @@ class PrefixDigest:
     """
 
     def __init__(self, ids: Iterable[int] | TokenIds | memoryview = ()) -> None:
-        self._hash = hashlib.blake2b(digest_size=8)
+        self._hash = hashlib.blake2b(digest_size=DIGEST_BYTES)
         self.update(ids)
 
     def update(self, ids: Iterable[int] | TokenIds | memoryview) -> None:
