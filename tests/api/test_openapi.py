@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from multispin.api.openai_answers import ChatChunk, TextChunk
 from multispin.api.openapi import document
 from tests.api.conftest import Endpoints, get
 
@@ -39,6 +43,30 @@ def test_both_ends_serve_the_same_document_which_names_the_model(endpoints: Endp
     served = [get(address, "/openapi.json") for address in endpoints]
     assert served[0] == served[1] == document("ngram")
     assert document(None) != served[0]
+
+
+ASKED = {
+    "/v1/completions": {"prompt": "The "},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "The "}]},
+}
+
+
+@pytest.mark.parametrize(("path", "chunk"), [*zip(ASKED, (TextChunk, ChatChunk), strict=True)])
+def test_what_is_streamed_is_what_the_document_says(
+    endpoints: Endpoints, path: str, chunk: type[msgspec.Struct]
+) -> None:
+    content = document("ngram")["paths"][path]["post"]["responses"]["200"]["content"]
+    data = content["text/event-stream"]["schema"]["properties"]["data"]
+    assert data["contentSchema"]["$ref"].endswith(f"/{chunk.__name__}")
+    asked = {"model": "ngram", "stream": True, "max_tokens": 5, "n": 2, **ASKED[path]}
+    for address in endpoints:
+        body = json.dumps(asked).encode()
+        with urllib.request.urlopen(f"http://{address}{path}", body, timeout=30) as answer:
+            events = [line[6:] for line in answer if line.startswith(b"data: ")]
+        assert events[-1].strip() == b"[DONE]"
+        assert len(events) > 2
+        for event in events[:-1]:
+            msgspec.json.decode(event, type=chunk)
 
 
 def test_the_document_lists_the_fields_of_the_contract() -> None:

@@ -51,7 +51,7 @@ _NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "str
 
 def _post(dialect: Dialect) -> dict[str, Any]:
     body = {"required": True, "content": _json(dialect.request)}
-    events = {"text/event-stream": {"schema": _ref(dialect.chunk)}}
+    events = {"text/event-stream": {"schema": _event(dialect.chunk)}}
     written = {"description": "the answers", "content": {**_json(dialect.whole), **events}}
     return {"requestBody": body, "responses": {"200": written, **_REFUSALS}}
 
@@ -63,6 +63,16 @@ def _get(summary: str, answer: type[msgspec.Struct]) -> dict[str, Any]:
 
 def _json(struct: type[msgspec.Struct]) -> dict[str, Any]:
     return {"application/json": {"schema": _ref(struct)}}
+
+
+def _event(struct: type[msgspec.Struct]) -> dict[str, Any]:
+    """A server-sent event, as OpenAPI 3.2 describes one; the last one's data is [DONE]."""
+    data = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": _ref(struct),
+    }
+    return {"type": "object", "required": ["data"], "properties": {"data": data}}
 
 
 def _ref(struct: type[msgspec.Struct]) -> dict[str, str]:
