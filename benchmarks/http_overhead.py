@@ -42,8 +42,10 @@ from multispin.core.limits import ServerLimits
 from multispin.core.replay import ReplayDrafter
 from multispin.lm.ngram import NgramModel
 from multispin.lm.record import read_record, write_record
+from multispin.net.address import parse_address
 from multispin.net.device import Device, Request
 from multispin.net.engine_process import start_engine
+from multispin.net.line import Line
 from multispin.net.link import DeviceLink
 from multispin.net.loading import TargetOptions
 from multispin.net.observer import Observer
@@ -127,10 +129,10 @@ async def device_host(folder: Path, streams: int) -> AsyncIterator[Host]:
     stamps = Stamps()
     target = ("--target", f"cost:{folder / 'pass.toml'}", "--ctx-size", str(CONTEXT_LENGTH))
     async with serving([*target, "--max-sessions", str(streams)]) as server:
-        transport = await WebSocketTransport.connect(server)
+        transport = await WebSocketTransport.connect(parse_address(server))
         link = await DeviceLink.greet(transport, "replay", None, observers=[stamps])
         drafter = ReplayDrafter(read_record(str(folder / "texts.record"), "the record"))
-        device = Device(link, drafter, draft_s_per_token=streams / DRAFTED_TOKENS_PER_S)
+        device = Device(Line(link), drafter, draft_s_per_token=streams / DRAFTED_TOKENS_PER_S)
         texts = DeviceTexts(device, "replay", num_places=streams, draft_length=32)
         app = create_device_app(texts, Telemetry())
         async with served(app, asyncio.Event().wait()) as address:

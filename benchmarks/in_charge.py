@@ -39,6 +39,7 @@ from multispin.bench.run import serving
 from multispin.core.drafter import ModelDrafter
 from multispin.lm.ngram import NgramModel, corpus
 from multispin.net.device import Device, Request
+from multispin.net.line import Line
 from multispin.net.link import Channel, DeviceLink
 from multispin.types import SamplingParams
 from multispin.wire import frames
@@ -131,7 +132,7 @@ async def connect(address: str, number: int) -> Writer:
         context_length=CONTEXT,
     )
     drafter = ModelDrafter(model, owns_vocabulary=False)
-    return Writer(OwnRate(link, drafter, draft_s_per_token=DRAFT_S[number]), number)
+    return Writer(OwnRate(Line(link), drafter, draft_s_per_token=DRAFT_S[number]), number)
 
 
 async def measure(

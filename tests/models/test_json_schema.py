@@ -12,6 +12,7 @@ import pytest
 from multispin.core.drafter import ModelDrafter
 from multispin.core.speculation import SpeculationStats
 from multispin.lm.ngram import NgramModel
+from multispin.net.address import parse_address
 from multispin.net.device import Device, Request
 from multispin.net.line import Line
 from multispin.net.link import DeviceLink
@@ -65,7 +66,7 @@ async def answers(it: Device) -> tuple[list[tuple[list[int], str, str | None]], 
 
 async def knowing(address: str, texts: list[list[int]]) -> Device:
     """A device that drafts what these texts would make one expect."""
-    transport = await WebSocketTransport.connect(address)
+    transport = await WebSocketTransport.connect(parse_address(address))
     link = await DeviceLink.greet(transport, "ngram", None)
     model = NgramModel.from_tokens(
         np.concatenate(texts),
