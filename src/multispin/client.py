@@ -36,7 +36,14 @@ from multispin.net.address import parse_address
 from multispin.net.device import Device, Request
 from multispin.net.drafting import REPLAY_PREFIX, DrafterOptions, connect
 from multispin.net.writing import Writing
-from multispin.types import AcceptanceRule, FinishReason, Offline, SamplingParams
+from multispin.types import (
+    DRAFT_LENGTH,
+    MAX_TOKENS,
+    AcceptanceRule,
+    FinishReason,
+    Offline,
+    SamplingParams,
+)
 from multispin.wire.frames import ChatMessage
 
 T = TypeVar("T")
@@ -45,10 +52,8 @@ Provenance: TypeAlias = Literal["accepted", "correction", "bonus", "server", "pr
 
 DRAFTERS_WITHOUT_FILE = ("lookup", "ngram", "none")
 MANY = 1 << 16  # texts at a time: without a model they cost a device next to nothing
-# As the command line's.
+# As the command line has it.
 DRAFT = "lookup"
-DRAFT_LENGTH = 4
-MAX_TOKENS = 256
 
 
 class Drafting(TypedDict, total=False):

@@ -21,6 +21,9 @@ Mode: TypeAlias = Literal["window", "stop-and-wait", "rounds"]
 # What becomes of a device's texts while there is no link: they wait, or the drafter goes on alone
 # for who can take back what it has shown, or they fail.
 Offline: TypeAlias = Literal["wait", "draft", "fail"]
+# Of a text whose request does not say: on the command line, in Python and over HTTP.
+MAX_TOKENS = 256
+DRAFT_LENGTH = 4
 
 
 MAX_BIASES = 1024

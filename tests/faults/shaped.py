@@ -20,11 +20,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
+from benchmarks.random_texts import random_record
 
 from multispin.bench.devices import DeviceSpeed, Play, play
-from multispin.lm.ngram import NgramModel
-from multispin.lm.record import FORMAT, NO_TOKEN, Record, RecordedText, write_record
+from multispin.lm.record import write_record
 from tests.faults.proxy import Deed, Proxy
 from tests.process import served
 
@@ -116,55 +115,14 @@ def planned(shape: Shape, folder: Path) -> tuple[int, float]:
     return lengths.pop(), told["goodput_tokens_per_s"]
 
 
-def random_record(num_texts: int) -> Record:
-    """Letters without sense. The token drafted at a position is right with ACCEPTANCE, whatever
-    happened before."""
-    model = NgramModel.from_text(num_sequences=1)
-    vocabulary = model.vocabulary
-    rng = np.random.default_rng(0)
-    texts = []
-    for number in range(num_texts):
-        path = rng.integers(ord("a"), ord("z") + 1, NUM_TOKENS, dtype=np.int32)
-        drafted = np.where(rng.random(NUM_TOKENS) < ACCEPTANCE, path, ord("?"))
-        prompt = f"Device {number}: "
-        texts.append(
-            RecordedText(
-                prompt=prompt,
-                prompt_ids=model.tokenize(prompt).astype("<i4").tobytes(),
-                path=path.astype("<i4").tobytes(),
-                drafts=_ahead(drafted, NO_TOKEN).astype("<i4").tobytes(),
-                confidences=_ahead(np.full(NUM_TOKENS, ACCEPTANCE), 0.0).astype("<f2").tobytes(),
-            )
-        )
-    return Record(
-        format=FORMAT,
-        target="random",
-        draft="random",
-        fingerprint=vocabulary.fingerprint,
-        pieces=vocabulary.pieces,
-        offsets=np.asarray(vocabulary.offsets, "<i8").tobytes(),
-        end_ids=[],
-        bos_id=None,
-        chat_template=None,
-        special_pieces={},
-        depth=32,
-        draft_s_per_token=0.0,
-        texts=texts,
-    )
-
-
-def _ahead(values: np.ndarray, beyond: float) -> np.ndarray:
-    """Row i: the 32 values from place i on."""
-    padded = np.append(values, np.full(31, beyond, values.dtype))
-    return np.lib.stride_tricks.sliding_window_view(padded, 32)
-
-
 def measure(shape: Shape, seconds: float) -> dict[str, float]:
     """Goodput as planned and as it was."""
     with tempfile.TemporaryDirectory() as name, namespace(shape) as behind:
         folder = Path(name)
         length, told = planned(shape, folder)
-        write_record(folder / "texts.record", random_record(shape.num_devices))
+        write_record(
+            folder / "texts.record", random_record(shape.num_devices, NUM_TOKENS, (ACCEPTANCE,), 32)
+        )
         costs = f'[cost]\nfixed_s = {PASS_S}\nrecord = "texts.record"\n'
         (folder / "pass.toml").write_text(costs, "utf-8")
         target = ("--target", f"cost:{folder / 'pass.toml'}", "--ctx-size", "4096")

@@ -26,10 +26,9 @@ from multispin.api.openai_schema import (
 from multispin.api.texts import Texts
 from multispin.errors import BadInput
 from multispin.net.device import Request
-from multispin.types import AcceptanceRule, SamplingParams
+from multispin.types import MAX_TOKENS, AcceptanceRule, SamplingParams
 from multispin.wire.frames import ChatMessage
 
-MAX_TOKENS = 256  # of a plain completion that does not say
 NUM_SEEDS = 2**63
 
 

@@ -11,7 +11,7 @@ import typer
 
 from multispin.cli import options
 from multispin.errors import BadInput
-from multispin.types import SamplingParams
+from multispin.types import DRAFT_LENGTH, MAX_TOKENS, SamplingParams
 
 if TYPE_CHECKING:
     from multispin.net.address import Address
@@ -29,11 +29,11 @@ def complete(
     cert: options.Cert = None,
     key: options.Key = None,
     draft: options.Draft = "lookup",
-    draft_length: options.DraftLength = options.DEFAULT_DRAFT_LENGTH,
+    draft_length: options.DraftLength = DRAFT_LENGTH,
     chat: Annotated[
         bool, typer.Option("--chat", help="The prompt is a question: use the chat template.")
     ] = False,
-    max_tokens: options.MaxTokens = 256,
+    max_tokens: options.MaxTokens = MAX_TOKENS,
     temperature: options.Temperature = 0.0,
     top_p: options.TopP = 1.0,
     top_k: options.TopK = 0,

@@ -13,7 +13,7 @@ import typer
 
 from multispin.cli import options
 from multispin.errors import BadInput
-from multispin.types import Offline, SamplingParams
+from multispin.types import DRAFT_LENGTH, MAX_TOKENS, Offline, SamplingParams
 
 if TYPE_CHECKING:
     import socket
@@ -49,9 +49,9 @@ def device(
     cert: options.Cert = None,
     key: options.Key = None,
     draft: options.Draft = "lookup",
-    draft_length: options.DraftLength = options.DEFAULT_DRAFT_LENGTH,
+    draft_length: options.DraftLength = DRAFT_LENGTH,
     chat: Annotated[bool, typer.Option("--chat", help="Use the target's chat template.")] = False,
-    max_tokens: options.MaxTokens = 256,
+    max_tokens: options.MaxTokens = MAX_TOKENS,
     temperature: options.Temperature = 0.0,
     top_p: options.TopP = 1.0,
     top_k: options.TopK = 0,

@@ -50,9 +50,7 @@ class Gate:
     def check(self, tenant: Tenant, num_sessions: int, num_own: int) -> None:
         """Raise PeerError if no further session can begin: of so many, so many are the tenant's."""
         if self._drain_s is not None:
-            raise PeerError(
-                "the server is being stopped", code="draining", retry_after_s=self._drain_s
-            )
+            raise being_stopped(self._drain_s)
         num_waiting = num_sessions - self._num_sequences
         if num_waiting >= self._max_waiting:
             raise PeerError(
@@ -99,3 +97,8 @@ class Gate:
     def _ends_in(self, num_running: int) -> float:
         """Seconds until one of so many sessions is over, on average."""
         return max(self._session_s / max(num_running, 1), LEAST_RETRY_S)
+
+
+def being_stopped(retry_after_s: float) -> PeerError:
+    """What everybody is told while the server drains."""
+    return PeerError("the server is being stopped", code="draining", retry_after_s=retry_after_s)

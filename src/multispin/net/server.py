@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any
 
 from multispin.core.engine import StepEngine
+from multispin.core.gate import being_stopped
 from multispin.core.limits import ServerLimits
 from multispin.core.prompt import prompt_text, with_bos
 from multispin.core.server import Outgoing, ServerCore
@@ -166,12 +167,12 @@ class EdgeServer:
                     self._left.clear()
                     await self._left.wait()
         for link in list(self._links):
-            self._send_off(link, _draining())
+            self._send_off(link, being_stopped(RESTART_S))
 
     def _send_devices_off(self) -> None:
         for link in list(self._links):
             if not link.is_local:
-                self._send_off(link, _draining())
+                self._send_off(link, being_stopped(RESTART_S))
 
     @property
     def links(self) -> Collection[Link]:
@@ -288,7 +289,7 @@ class EdgeServer:
 
     async def _greet(self, link: Link) -> None:
         if self.core.draining:
-            raise _draining()
+            raise being_stopped(RESTART_S)
         if left_s := self._peers.shut_out_s(link.peer):
             raise _abusive(left_s)
         try:
@@ -363,7 +364,3 @@ def _abusive(retry_after_s: float) -> PeerError:
         code="abusive",
         retry_after_s=retry_after_s,
     )
-
-
-def _draining() -> PeerError:
-    return PeerError("the server is being stopped", code="draining", retry_after_s=RESTART_S)
