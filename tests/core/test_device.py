@@ -153,6 +153,14 @@ def test_a_verdict_with_a_token_that_there_is_not_is_refused(token: int) -> None
     assert session.committed == []
 
 
+@pytest.mark.parametrize("length", [-1, 1 << 40])
+def test_a_grant_beyond_what_was_asked_for_is_refused(length: int) -> None:
+    _, session = begun()
+    with pytest.raises(PeerError, match="fits no draft"):
+        session.apply(Verdict(0, 0, len(PROMPT), 0, 0, 1, ord("a"), length), 0.0)
+    assert session.committed == []
+
+
 def test_a_server_that_reads_the_prompt_otherwise_is_another() -> None:
     harness, session = begun()
     now = welcome(harness.core)

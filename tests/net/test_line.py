@@ -230,3 +230,29 @@ def test_closing_wakes_whoever_waits() -> None:
         assert len(far.dialled_at) == num_dialled
 
     play(scene)
+
+
+def test_the_link_is_closed_even_if_whoever_is_told_of_it_fails() -> None:
+    async def scene() -> None:
+        far = Far()
+        line = await line_to(far)
+
+        def fail(change: Change) -> None:
+            raise BrokenPipeError
+
+        line.on_change = fail
+        far.cut()
+        await asyncio.sleep(30)
+        closed: list[bool] = []
+        close = line._link.close
+
+        async def noted() -> None:
+            closed.append(True)
+            await close()
+
+        line._link.close = noted  # type: ignore[method-assign]
+        with pytest.raises(BrokenPipeError):
+            await line.close()
+        assert closed == [True]
+
+    play(scene)

@@ -68,12 +68,31 @@ def test_every_token_of_every_text_is_written_once(monkeypatch):
 
 
 def test_a_text_that_lost_its_replica_reads_again_what_it_had():
-    cluster = small(failures_per_hour=20.0, target={"prefill_s_per_token": 0.01})
-    trace = simulate_fleet(cluster, "heterogeneous", 1)
-    pauses = trace.sites[0].paused(FAILURE)
-    assert pauses.min() > fleet_module.DETECT_S
-    again = np.median(pauses) - fleet_module.DETECT_S
-    assert again > np.median(trace.sites[0].paused(NEW)), "written tokens are read, too"
+    site = Site(small(target={"prefill_s_per_token": 0.01}).targets[0], 10, "heterogeneous")
+    one = np.ones(1, np.int64)
+    site.texts.add(fleet_module.opened(one.astype(np.uint64), one, 100 * one, 4000 * one, 0.0))
+    site.place(0.0)
+    first = site.texts.ready_at[0]
+    assert first == pytest.approx(100 * 0.01 + site.round_trip_s)
+    for now in range(10):
+        site.write(float(now), np.ones(10, np.int64))
+    written = site.texts.written[0]
+    assert written > 50
+    site.fail(10.0, np.arange(4) == site.texts.replica[0])
+    site.place(15.0)
+    assert site.texts.replica[0] == NOWHERE, "nobody knows yet"
+    site.place(20.0)
+    [pause] = site.paused(FAILURE)
+    again = pause - fleet_module.DETECT_S
+    assert again == pytest.approx((100 + written) * 0.01 + site.round_trip_s)
+
+
+def test_a_replica_that_failed_serves_again_after_its_start():
+    target = small().targets[0]
+    site = Site(target, 10, "heterogeneous")
+    site.fail(100.0, np.array([True, False, True, False]))
+    start_s = target.section.start_s
+    assert site.up_at.tolist() == [100.0 + start_s, 0.0, np.inf, np.inf]
 
 
 def test_little_s_law_holds():
