@@ -155,7 +155,7 @@ async def many_sessions(
                 samples.append((resident_bytes(pid), resident_bytes(child)))
                 most = max(most, await asyncio.to_thread(num_sessions, address))
         left = await _settled(address)
-        descriptors_left = num_descriptors(pid) - descriptors
+        descriptors_left = await _closed(pid, descriptors)
     return {
         "devices": num_devices,
         "seconds": seconds,
@@ -186,3 +186,14 @@ async def _settled(address: str) -> int:
             break
         await asyncio.sleep(0.1)
     return left
+
+
+async def _closed(pid: int, before: int) -> int:
+    """File descriptors more than ``before``, when the last connections have had time to close."""
+    more = 1
+    for _ in range(100):
+        more = num_descriptors(pid) - before
+        if more <= 0:
+            break
+        await asyncio.sleep(0.1)
+    return more

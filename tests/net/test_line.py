@@ -232,6 +232,18 @@ def test_closing_wakes_whoever_waits() -> None:
     play(scene)
 
 
+def test_whoever_is_cancelled_while_closing_knows_it() -> None:
+    async def scene() -> None:
+        line = await line_to(Far())
+        closing = asyncio.create_task(line.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+
+    play(scene)
+
+
 def test_the_link_is_closed_even_if_whoever_is_told_of_it_fails() -> None:
     async def scene() -> None:
         far = Far()

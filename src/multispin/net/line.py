@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -125,8 +124,9 @@ class Line:
         try:
             if self._keeper is not None:
                 self._keeper.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await self._keeper
+                await asyncio.wait([self._keeper])  # passes on a cancel of the caller
+                if not self._keeper.cancelled():
+                    self._keeper.result()
         finally:
             await self._link.close()
 
