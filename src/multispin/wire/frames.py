@@ -29,17 +29,19 @@ TRANSPORT_BITS = 592  # TCP, IP and TLS headers that carry a message
 class Hello(msgspec.Struct, array_like=True, frozen=True, tag=0):
     """Device → server, first: who speaks. ``fingerprint`` is None when the drafter has no
     vocabulary of its own (prompt lookup, none) and adopts the target's. ``pads``: it asks for a
-    padded link (wire/padding.py)."""
+    padded link (wire/padding.py). ``cell`` names the radio site whose uplink it shares."""
 
     version: int
     drafter: str
     fingerprint: str | None = None
     spectral_efficiency: float = 1.0  # bit/s/Hz of its uplink, where the server's budget is in Hz
     pads: bool = False
+    cell: str = ""
 
 
 class Welcome(msgspec.Struct, array_like=True, frozen=True, tag=1):
-    """Server → device, answers hello. With ``pads`` all that follows, both ways, is padded."""
+    """Server → device, answers hello. With ``pads`` all that follows, both ways, is padded. A
+    directory serves no sessions itself: it is asked to `find` the replica of each."""
 
     version: int
     target: str
@@ -51,6 +53,7 @@ class Welcome(msgspec.Struct, array_like=True, frozen=True, tag=1):
     reproducible: bool
     mode: Mode
     pads: bool = False
+    is_directory: bool = False
 
 
 class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -76,6 +79,7 @@ class Open(msgspec.Struct, array_like=True, frozen=True, tag=2):
     text follows, ``tools`` a JSON array of tools for the chat template; both as JSON, or empty.
     ``committed`` are packed ids of a text that is to be continued: what some server committed
     after this prompt before the link was lost. They count against ``max_tokens``.
+    ``is_placed``: a directory has sent the session here.
     """
 
     session: int
@@ -92,6 +96,7 @@ class Open(msgspec.Struct, array_like=True, frozen=True, tag=2):
     json_schema: str = ""
     tools: str = ""
     committed: bytes = b""
+    is_placed: bool = False
 
 
 class Opened(msgspec.Struct, array_like=True, frozen=True, tag=3):
@@ -217,8 +222,42 @@ class Tokens(msgspec.Struct, array_like=True, frozen=True, tag=9):
     ids: bytes
 
 
-FromDevice: TypeAlias = Hello | Open | Resume | Draft | Close | Error | Tokenize
-FromServer: TypeAlias = Welcome | Opened | Verdict | Error | Tokens
+class Wish(msgspec.Struct, array_like=True, frozen=True):
+    """What a session asks of its target: a name, or budgets; 0 asks for nothing."""
+
+    target: str = ""
+    max_s_per_token: float = 0.0
+    max_joules_per_token: float = 0.0
+    max_cost_per_token: float = 0.0
+    min_quality: int = 0
+
+
+class Find(msgspec.Struct, array_like=True, frozen=True, tag=12):
+    """Device → directory: which replica serves this session? Answered by `redirect` or `error`.
+
+    ``beginning`` is a digest of what the prompt begins with. ``last`` is the server where the
+    session was, ``avoid`` are those that did not answer or did not take it, both as `redirect`
+    names them.
+    """
+
+    session: int
+    beginning: bytes
+    wish: Wish = Wish()
+    last: str = ""
+    avoid: list[str] = []
+
+
+class Redirect(msgspec.Struct, array_like=True, frozen=True, tag=13):
+    """Server → device: the session goes on at ``server`` (HOST:PORT, or with https://). In answer
+    to `find` that is a replica. A replica sends it, too: for a session that it does not take or
+    no longer serves; then ``server`` is a directory, or empty: the one that the device knows."""
+
+    session: int
+    server: str
+
+
+FromDevice: TypeAlias = Hello | Open | Resume | Draft | Close | Error | Tokenize | Find
+FromServer: TypeAlias = Welcome | Opened | Verdict | Error | Tokens | Redirect
 Frame: TypeAlias = FromDevice | FromServer
 F = TypeVar("F")
 
