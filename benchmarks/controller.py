@@ -17,7 +17,8 @@ import time
 
 import numpy as np
 
-from multispin.core.controller import Controller, ControlSettings, SessionKey
+from multispin.core.cells import Cells
+from multispin.core.controller import ControlSettings, SessionKey
 from multispin.types import Mode
 from multispin.wire.payload import payload
 
@@ -32,7 +33,7 @@ def measure(mode: Mode, num_devices: int) -> dict[str, float]:
     now = [0.0]
     began_real = [time.perf_counter()]
     # Planning looks at the clock to see what it cost: real time goes on within a call.
-    controller = Controller(
+    controller = Cells(
         ControlSettings("heterogeneous", uplink_bits_per_s=5e3 * num_devices),
         payload("coupled", 1 << 15),
         32,

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tests.faults import load, shaped
+from tests.faults import cluster_load, load, shaped
 from tests.faults.storm import Weather, weather_storm
 from tests.fuzz.decoder import fuzz_decoders
 from tests.fuzz.http import fuzz_http
@@ -65,6 +65,15 @@ def restart(share: float, seed: int) -> Figures:
     return asyncio.run(load.restart_server(max(round(10 * share), 1), 64, seed))
 
 
+def replicas(share: float, seed: int) -> Figures:
+    num = max(round(150 * share), 12)
+    calm = asyncio.run(cluster_load.calm(num, 3, seed, 0.1, (50, 150)))
+    blows = asyncio.run(
+        cluster_load.blows(num, max(round(36 * share), 1), seed, 0.1, (50, 150), 5.0)
+    )
+    return {"calm": calm, "blows": blows}
+
+
 def link(share: float, seed: int) -> Figures:
     if not shaped.is_possible():
         return {"skipped": "needs the right to make network namespaces"}
@@ -74,7 +83,7 @@ def link(share: float, seed: int) -> Figures:
 
 ALL: dict[str, Callable[[float, int], Figures]] = {
     part.__name__: part
-    for part in (decoder, sockets, http, storms, engine, restart, link, sessions)
+    for part in (decoder, sockets, http, storms, engine, restart, replicas, link, sessions)
 }
 
 

@@ -101,7 +101,8 @@ def test_its_metadata(unpacked: Path) -> None:
     told = Parser().parsestr((info / "METADATA").read_text())
     assert told["License-Expression"] == "Apache-2.0"
     assert (info / "licenses" / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
-    assert set(told.get_all("Provides-Extra", ())) == {"demo", "docs", "research", "otel", "dev"}
+    extras = {"cluster", "demo", "dev", "docs", "otel", "research"}
+    assert set(told.get_all("Provides-Extra", ())) == extras
     assert "multispin = multispin.cli:main" in (info / "entry_points.txt").read_text()
     for requirement in told.get_all("Requires-Dist", ()):
         assert "@" not in requirement  # an address instead of a name

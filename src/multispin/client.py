@@ -44,7 +44,7 @@ from multispin.types import (
     Offline,
     SamplingParams,
 )
-from multispin.wire.frames import ChatMessage
+from multispin.wire.frames import ChatMessage, Wish
 
 T = TypeVar("T")
 Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
@@ -80,10 +80,22 @@ class Credentials(TypedDict, total=False):
 
 
 class Connecting(Drafting, Credentials, total=False):
-    """What a client takes."""
+    """What a client takes. ``cell`` names the radio site whose uplink it shares."""
+
+    cell: str
 
 
-class Options(TypedDict, total=False):
+class Wishing(TypedDict, total=False):
+    """Which target a text is to have, of those of a directory."""
+
+    target: str
+    max_s_per_token: float
+    max_joules_per_token: float
+    max_cost_per_token: float
+    min_quality: int
+
+
+class Options(Wishing, total=False):
     """How to write a text; what is left out is as in `multispin complete`."""
 
     max_tokens: int
@@ -165,6 +177,7 @@ class AsyncClient:
         given: dict[str, Any] = {"draft": DRAFT, "threads": os.cpu_count() or 1, **options}
         names = Credentials.__annotations__
         self._credentials = {name: given.pop(name) for name in names if name in given}
+        self._cell: str = given.pop("cell", "")
         self._drafting: Drafting = cast(Drafting, given)
         self._device: Device | None = None
         self._writing: set[asyncio.Task[None]] = set()
@@ -173,7 +186,7 @@ class AsyncClient:
         draft, path = self._drafting["draft"], None
         if draft not in DRAFTERS_WITHOUT_FILE and not draft.startswith(REPLAY_PREFIX):
             path = os.fspath(await asyncio.to_thread(find_model, draft))
-        options = DrafterOptions(path=path, **self._drafting)
+        options = DrafterOptions(path=path, cell=self._cell, **self._drafting)
         is_model = path is not None or draft == "ngram"
         self._places = asyncio.Semaphore(options.num_sequences if is_model else MANY)
         try:
@@ -192,7 +205,7 @@ class AsyncClient:
     @property
     def target(self) -> str:
         """The server's model."""
-        return self._open_device.line.welcome.target
+        return self._open_device.router.welcome.target
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> AsyncStream:
         """Write a text, or with chat messages ({"role", "content"}) an answer, piece by piece."""
@@ -407,6 +420,7 @@ def _request(
     acceptance_rule: AcceptanceRule | None = None,
     **sampling: Any,
 ) -> Request:
+    wish = Wish(**{name: sampling.pop(name) for name in Wish.__struct_fields__ if name in sampling})
     params = SamplingParams(**sampling)
     params.validate()
     return Request(
@@ -419,6 +433,7 @@ def _request(
         draft_length=draft_length,
         stop=[stop] if isinstance(stop, str) else list(stop),
         provisional=True,
+        wish=wish,
     )
 
 

@@ -81,9 +81,11 @@ CURABLE_CODES = frozenset(
         "context_overflow",
         "draft_too_long",
         "forbidden",
+        "infeasible",
         "loading",
         ModelUnavailable.default_code,
         "unauthorized",
+        "unknown_target",
         "unreachable",
         "version_mismatch",
     }

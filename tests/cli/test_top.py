@@ -16,7 +16,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from multispin.api.cell_state import Cell, CellDevice, Passes, WithoutDrafter
+from multispin.api.cell_state import Cell, CellDevice, CellReplica, Passes, WithoutDrafter
 from multispin.cli.top import frame, read_cell
 from multispin.errors import PeerError
 from tests.cli.conftest import Agents, agent
@@ -93,6 +93,21 @@ def test_an_answer_of_another_version_is_named() -> None:
         with pytest.raises(PeerError, match="same version"):
             read_cell(data)
     assert read_cell(msgspec.json.encode(CELL)) == CELL
+
+
+REPLICAS = [
+    CellReplica("chat-0", "chat", "10.0.0.1:8600", "ok", 5, 8, 33.3, 2, 0.0123, 0.08, 4096),
+    CellReplica("chat-1", "chat", "10.0.0.2:8600", "down"),
+]
+
+
+def test_of_a_directory_each_replica_has_a_line_and_devices_are_told_by_it() -> None:
+    devices = [msgspec.structs.replace(DEVICE, replica=name) for name in ("chat-0", "chat-1")]
+    text = shown(msgspec.structs.replace(CELL, replicas=REPLICAS, devices=devices))
+    lines = [[cell.strip() for cell in line.strip("│").split("│")] for line in text.splitlines()]
+    assert ["chat-0", "chat", "ok", "5 of 8", "2", "12.3 ms", "33.3", "4096"] in lines
+    assert ["chat-1", "chat", "down", "0 of 0", "0", "–", "0.0", "0"] in lines
+    assert {line[0] for line in lines} >= {"chat-0 3", "chat-1 3"}
 
 
 # --- the command ---------------------------------------------------------------------------------

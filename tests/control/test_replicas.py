@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from multispin.control.autoscale import Autoscaler, Scaling
-from multispin.control.replicas import NOWHERE, place, place_all, replica_seeds, session_key
+from multispin.control.replicas import (
+    NOWHERE,
+    has_room,
+    place,
+    place_all,
+    replica_seeds,
+    room_of,
+    session_key,
+)
 
 KEYS = np.random.default_rng(5).integers(0, 2**64, 20_000, np.uint64)
 
@@ -93,3 +103,54 @@ def test_scaling_down_does_not_make_the_others_too_full():
         fewer = scaler.wanted(0, num, load)
         assert fewer * 0.9 >= num * load - 1e-9 or fewer == 1
         assert load * num / fewer <= 1.1
+
+
+@given(st.lists(st.tuples(st.integers(0, 300), st.sampled_from([0, 0, 7, 64, 200])), min_size=1))
+def test_room_is_bounded_by_what_others_have(replicas):
+    """In whole numbers: n < m, and n < ceil(5 m sum(n) / (4 sum(m))) + 8, of those that serve."""
+    num_sessions, max_sessions = np.array(replicas).T
+    serving = [(n, m) for n, m in replicas if m > 0]
+    held, places = sum(n for n, _ in serving), sum(m for _, m in serving)
+    wanted = [m > 0 and n < m and n < -(-5 * m * held // (4 * places)) + 8 for n, m in replicas]
+    found = has_room(num_sessions, max_sessions)
+    assert found.tolist() == wanted
+    assert found.any() == any(n < m for n, m in replicas)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 300), st.sampled_from([0, 7, 64, 200])), min_size=1),
+    st.integers(0, 500),
+)
+def test_who_comes_together_finds_room_as_far_as_there_are_places(replicas, num_more):
+    num_sessions, max_sessions = np.array(replicas).T
+    room = room_of(num_sessions, max_sessions, num_more)
+    places = np.maximum(max_sessions - num_sessions, 0)
+    assert (room >= 0).all() and (room <= places).all()
+    assert room.sum() >= min(num_more, places.sum())
+
+
+def test_one_key_for_all_fills_one_replica_no_further_than_the_bound():
+    seeds, sizes, counts = replica_seeds(names(4)), np.full(4, 500), np.zeros(4, np.int64)
+    for _ in range(1000):
+        counts[place(int(KEYS[0]), seeds, has_room(counts, sizes))] += 1
+    assert counts.max() <= 1.25 * 250 + 9
+    assert counts.min() > 0
+
+
+@pytest.mark.parametrize("num_keys", [150, 10_000])
+@pytest.mark.parametrize("num", [1, 2, 3, 5, 8])
+def test_bounded_load_moves_hardly_more_than_a_new_replica_takes(num_keys, num):
+    """Sessions come one after the other, each of its own key, as in a directory."""
+    before, after = (bounded_homes(num_keys, n) for n in (num, num + 1))
+    moved = before != after
+    assert moved.mean() <= 1 / (num + 1) + 0.05
+    assert (after[moved] == num).mean() > 0.9, "nearly all of them to the new one"
+
+
+def bounded_homes(num_keys: int, num: int) -> np.ndarray:
+    seeds, sizes, counts = replica_seeds(names(num)), np.full(num, num_keys), np.zeros(num, int)
+    found = []
+    for key in KEYS[:num_keys].tolist():
+        found.append(place(key, seeds, has_room(counts, sizes)))
+        counts[found[-1]] += 1
+    return np.array(found)

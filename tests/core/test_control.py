@@ -11,11 +11,11 @@ import pytest
 
 from multispin.control import Problem, evaluate_window
 from multispin.control.stop_and_wait import DO_NO_HARM
+from multispin.core.cells import Cells
 from multispin.core.controller import (
     PROBE_LENGTH,
     REPLAN_S,
     SEAT_S,
-    Controller,
     ControlSettings,
     SessionKey,
 )
@@ -101,7 +101,7 @@ def test_the_model_of_windows_is_within_10_percent_of_what_they_do(lengths) -> N
 def test_the_next_text_of_a_device_goes_on_with_its_grant_unless_it_comes_late() -> None:
     cell = Cell([Hardware(drafter(4), 0.004, 32, 0.02) for _ in range(2)], COSTS, control=IN_CHARGE)
     cell.goodput(10)
-    controller = cell.core.controller
+    controller = cell.core.controller._cells[""]
     key, other = controller._devices
     granted = controller.grant(key)
     assert granted.draft_length > 2 * PROBE_LENGTH
@@ -112,7 +112,7 @@ def test_the_next_text_of_a_device_goes_on_with_its_grant_unless_it_comes_late()
         controller.leave(next(k for k in controller._devices if k.link == key.link))
         cell.events.now += away_s
         controller.grant(other)
-        controller._saved_s = -1.0  # and none when it is back
+        controller._server.saved_s = -1.0  # and none when it is back
         controller.join(following, 32)
         return following
 
@@ -188,7 +188,7 @@ def test_the_grants_share_out_the_uplink_and_no_more(mode: Mode, policy: str, bu
 
 def test_when_everybody_has_left_there_is_nothing_to_plan() -> None:
     now = [0.0]
-    controller = Controller(IN_CHARGE, payload("coupled", 256), 32, lambda: now[0], "window")
+    controller = Cells(IN_CHARGE, payload("coupled", 256), 32, lambda: now[0], "window")
     for link in range(2):
         controller.join(SessionKey(link, 0), 8)
     controller.plan()

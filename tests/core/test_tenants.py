@@ -304,4 +304,6 @@ def test_nothing_is_left_of_links_and_sessions_whatever_happened(seed: int) -> N
     assert not core._placement.sessions
     assert set(caches._heads) == set(caches._kept)
     assert sorted([*caches._empty, *caches._kept]) == [0, 1]
-    assert not any((controller._links, controller._devices, controller._left))
+    assert not any((controller._links, controller._sessions))
+    [cell] = controller._cells.values()
+    assert not any((cell._links, cell._devices, cell._left))

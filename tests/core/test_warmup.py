@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 
 from multispin.control import VerificationCurve
-from multispin.core.controller import CURVE_PRIOR
 from multispin.core.engine import Batch, Engine, Outcome, StepResult
 from multispin.core.limits import ServerLimits
 from multispin.core.server import ServerCore
+from multispin.core.server_time import CURVE_PRIOR
 from multispin.core.warmup import time_passes
 from multispin.lm.ngram import NgramModel
 

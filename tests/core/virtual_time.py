@@ -31,6 +31,7 @@ class Hardware:
     round_trip_s: float = 0.01
     uplink_bits_per_s: float = 1e9  # of its own radio, whatever it is granted
     spectral_efficiency: float = 1.0
+    cell: str = ""
 
     def upload(self, start_s: float, draft: Draft, bits_per_s: int) -> float:
         bits = 8 * len(frames.encode(draft)) + TRANSPORT_BITS
@@ -87,6 +88,7 @@ class Cell(VirtualCell):
             draft_s_per_token=hardware.draft_s_per_token,
             round_trip_s=hardware.round_trip_s,
             spectral_efficiency=hardware.spectral_efficiency,
+            cell=hardware.cell,
         )
 
     def _write(self, hardware: Hardware, number: int) -> Text:

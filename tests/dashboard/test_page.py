@@ -12,7 +12,10 @@ from multispin.api.app import ServerState, create_app
 from multispin.api.dashboard import MEDIA_TYPES
 
 FILES = {file.name: file for file in (resources.files("multispin.api") / "static").iterdir()}
-OURS = ("index.html", "dashboard.css", "dashboard.js", "icon.svg")
+OURS = (
+    *("index.html", "dashboard.css", "dashboard.js", "page.js", "icon.svg"),
+    *("cluster.html", "cluster.css", "cluster.js"),
+)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ PATIENCE_S = 120.0  # between two verdicts
 END = 256  # the n-gram model's end of text
 
 
-def _bias(seed: int) -> dict[int, float]:
+def bias(seed: int) -> dict[int, float]:
     """Every other text goes on until it is long enough."""
     return {END: -100.0} if seed % 2 else {}
 
@@ -28,12 +28,12 @@ def _bias(seed: int) -> dict[int, float]:
 @cache
 def expected(seed: int, longest: int) -> list[int]:
     """What a server that nothing happens to writes, from the n-gram model."""
-    message = request(seed=seed, max_tokens=longest, logit_bias=_bias(seed))
+    message = request(seed=seed, max_tokens=longest, logit_bias=bias(seed))
     return write(message, "none", engine=new_engine(context_length=1024)).session.committed
 
 
 def wanted(seed: int, max_tokens: int) -> Request:
-    params = SamplingParams(temperature=0.8, logit_bias=_bias(seed))
+    params = SamplingParams(temperature=0.8, logit_bias=bias(seed))
     return Request(PROMPT, params, "coupled", seed, max_tokens, draft_length=4, stop=[])
 
 

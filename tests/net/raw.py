@@ -15,6 +15,7 @@ import websockets.exceptions
 from multispin.api.app import ServerState, create_app
 from multispin.api.serving import Protection, address_of, bind, serve_app
 from multispin.core.batch import BatchLimits
+from multispin.core.controller import ControlSettings
 from multispin.core.limits import ServerLimits
 from multispin.net.engine_process import LocalEngine
 from multispin.net.server import EdgeServer
@@ -37,6 +38,8 @@ from multispin.wire.frames import (
 from tests.core.harness import PROMPT, new_engine
 
 F = TypeVar("F", bound=FromServer)
+UNPROTECTED = Protection()
+UNCONTROLLED = ControlSettings()
 
 
 class Served:
@@ -61,11 +64,12 @@ class Served:
 
     async def connect(self, hello: FromDevice | None = None) -> RawDevice:
         """Without a hello the device has yet to be greeted."""
-        self.devices.append(await RawDevice.connect(self.address))
+        device = await RawDevice.connect(self.address)
+        self.devices.append(device)
         if hello is not None:
-            await self.devices[-1].send(hello)
-            await self.devices[-1].expect(Welcome)
-        return self.devices[-1]
+            await device.send(hello)
+            await device.expect(Welcome)
+        return device
 
     async def is_empty(self) -> None:
         """Wait until no link and no session is left."""
@@ -76,10 +80,15 @@ def play(
     scene: Callable[[Served], Awaitable[None]],
     mode: Mode = "stop-and-wait",
     clock: Callable[[], float] = time.monotonic,
-    protection: Protection | None = None,
+    protection: Protection = UNPROTECTED,
+    directory: str = "",
+    control: ControlSettings = UNCONTROLLED,
 ) -> None:
     async def main() -> None:
-        async with asyncio.timeout(60), served(mode, clock, protection or Protection()) as it:
+        async with (
+            asyncio.timeout(60),
+            served(mode, clock, protection, directory, control) as it,
+        ):
             await scene(it)
 
     asyncio.run(main())
@@ -87,12 +96,16 @@ def play(
 
 @contextlib.asynccontextmanager
 async def served(
-    mode: Mode, clock: Callable[[], float], protection: Protection
+    mode: Mode,
+    clock: Callable[[], float] = time.monotonic,
+    protection: Protection = UNPROTECTED,
+    directory: str = "",
+    control: ControlSettings = UNCONTROLLED,
 ) -> AsyncIterator[Served]:
-    telemetry = Telemetry()
-    limits = ServerLimits(batch=BatchLimits(max_rows=64, mode=mode))
+    telemetry = Telemetry(control)
+    limits = ServerLimits(batch=BatchLimits(max_rows=64, mode=mode), control=control)
     engine = LocalEngine(new_engine(num_sequences=8))
-    server = EdgeServer(engine, limits, clock, [telemetry])
+    server = EdgeServer(engine, limits, clock, [telemetry], directory=directory)
     app = create_app(ServerState(server, telemetry))
     it = Served(server, telemetry)
     listening = bind("127.0.0.1", 0)

@@ -134,10 +134,13 @@ def test_openais_client_asks_over_https(certs: Certs) -> None:
     play(scene, certs)
 
 
-def test_with_a_certificate_of_the_ca_a_device_is_let_in(certs: Certs) -> None:
+@pytest.mark.parametrize("name", ["phone", "server"])
+def test_with_a_certificate_of_the_ca_a_device_is_let_in(certs: Certs, name: str) -> None:
+    """And so is a directory, which shows that of a server."""
+
     async def scene(it: Served) -> None:
         own = parse_address(
-            it.address, ca=certs("ca.pem"), cert=certs("phone.pem"), key=certs("phone.key")
+            it.address, ca=certs("ca.pem"), cert=certs(f"{name}.pem"), key=certs(f"{name}.key")
         )
         assert len(await text_from(own)) == 24
         endpoint = HttpEndpoint(own, "--server", "")
@@ -177,15 +180,13 @@ def test_the_python_client_shows_its_certificate_and_its_token(
 # --- those who are not ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("own", ["none", "server", "other", "expired"])
+@pytest.mark.parametrize("own", ["none", "other", "expired"])
 def test_without_a_device_certificate_of_the_ca_nobody_is_let_in(
     certs: Certs, others: Certs, own: str
 ) -> None:
-    """The server's own certificate is good for servers only."""
     Authority.at(certs.folder).make_device("expired", days=-0.01)
     cert, key = {
         "none": (None, None),
-        "server": (certs("server.pem"), certs("server.key")),
         "expired": (certs("expired.pem"), certs("expired.key")),
         "other": (others("phone.pem"), others("phone.key")),
     }[own]

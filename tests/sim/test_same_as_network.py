@@ -135,7 +135,7 @@ def simulated(scene: Scene) -> Log:
             if own is not None:
                 own.free(0)
             wanted = request(kind, number)._asdict()
-            del wanted["provisional"]  # which is between the device and its reader
+            del wanted["provisional"], wanted["wish"]  # which others are to read
             has_text = own is None or own.vocabulary is None
             message = Open(session=number, **wanted, wants_text=has_text)
             return Text(message, target.tokenize(message.prompt, parse_special=False), own)

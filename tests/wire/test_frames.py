@@ -13,14 +13,17 @@ from multispin.wire import frames
 from multispin.wire.frames import (
     ChatMessage,
     Draft,
+    Find,
     Hello,
     Open,
     Opened,
     PrefixDigest,
+    Redirect,
     Resume,
     TokenLogprobs,
     Verdict,
     Welcome,
+    Wish,
 )
 
 CHAT = [
@@ -72,6 +75,10 @@ def test_the_digest_depends_on_every_token_and_not_on_the_portions() -> None:
     "frame",
     [
         Hello(1, "lookup"),
+        Hello(1, "lookup", cell="north"),
+        Find(1, b"8" * 8),
+        Find(1, b"", Wish("chat", 0.05, 1.5, 2e-6, 3), "a:1", ["a:1", "https://b:2"]),
+        Open(6, "text", SamplingParams(), "greedy", 7, 16, 4, is_placed=True),
         Open(1, "text", SamplingParams(logit_bias={3: 1.0}), "coupled", 7, 16, 4, ["\n"], True),
         Open(2, [frames.ChatMessage("user", "hi")], SamplingParams(), "greedy", 7, 16, 4),
         Open(3, CHAT, SamplingParams(), "greedy", 7, 16, 4, num_logprobs=20, json_schema="{}"),
@@ -89,6 +96,9 @@ def test_device_frames_come_back(frame: frames.FromDevice) -> None:
     "frame",
     [
         Welcome(1, "t", "f", 100, [0], 64, 8, False, "window"),
+        Welcome(1, "t", "f", 100, [0], 64, 8, False, "window", is_directory=True),
+        Redirect(1, "a:1"),
+        Redirect(1, ""),
         Verdict(1, 0, 9, 3, 2, 3, 77, 4),
         Verdict(1, 0, 9, 3, 2, 3, 77, 4, 9600, "stop", b"\xff"),
         Verdict(
@@ -102,6 +112,38 @@ def test_device_frames_come_back(frame: frames.FromDevice) -> None:
 )
 def test_server_frames_come_back(frame: frames.FromServer) -> None:
     assert frames.decode_from_server(frames.encode(frame)) == frame
+
+
+WORDS = st.text(max_size=20)
+BUDGETS = st.floats(0, allow_infinity=False)
+SESSIONS = st.integers(0, 2**63 - 1)
+WISHES = st.builds(Wish, WORDS, BUDGETS, BUDGETS, BUDGETS, st.integers(0, 2**31 - 1))
+
+
+@given(
+    st.builds(Find, SESSIONS, st.binary(max_size=16), WISHES, WORDS, st.lists(WORDS, max_size=4)),
+    st.builds(Redirect, SESSIONS, WORDS),
+    st.data(),
+)
+def test_a_find_and_its_answer_come_back_or_are_refused_by_code(
+    find: Find, redirect: Redirect, data: st.DataObject
+) -> None:
+    """Whole, with the fields at the end left out, or with a wound."""
+    whole = frames.encode(find)
+    assert frames.decode_from_device(whole) == find
+    assert frames.decode_from_server(frames.encode(redirect)) == redirect
+    [tag, session, beginning, *rest] = msgspec.msgpack.decode(whole)
+    short = [tag, session, beginning, *rest[: data.draw(st.integers(0, len(rest)))]]
+    found = frames.decode_from_device(msgspec.msgpack.encode(short))
+    assert (found.session, found.beginning) == (find.session, find.beginning)  # type: ignore[union-attr]
+    at, byte = data.draw(st.integers(0, len(whole) - 1)), data.draw(st.integers(0, 255))
+    wounded = whole[:at] + bytes([byte]) + whole[at + 1 :]
+    try:
+        again = frames.decode_from_device(wounded)
+    except PeerError as error:
+        assert error.code == "bad_frame"
+    else:
+        assert frames.encode(frames.decode_from_device(frames.encode(again)))
 
 
 @given(st.binary(max_size=200))
@@ -118,6 +160,9 @@ def test_any_bytes_are_a_frame_or_a_clear_refusal(data: bytes) -> None:
     "data",
     [
         frames.encode(Verdict(1, 0, 9, 3, 2, 3, 77, 4)),  # a server's frame
+        frames.encode(Redirect(1, "a:1")),
+        msgspec.msgpack.encode([12, 1, b"", ["chat", "cheap"]]),
+        msgspec.msgpack.encode([12, 1, b"", [], "a:1", "b:2"]),
         frames.encode(Hello(1, "x")) + b"\x00",
         b"\x91" * 5000,
         b"x" * (frames.MAX_FRAME_BYTES + 1),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import msgspec
+from prometheus_client import CollectorRegistry, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -22,14 +24,16 @@ from multispin.api.dashboard_feed import Logs
 from multispin.api.device_socket import serve_device
 from multispin.api.dialects import Chat, Text
 from multispin.api.errors import ApiError, told, told_of_route
-from multispin.api.metrics import metrics_route
+from multispin.api.metrics import TelemetryCollector, metrics_route
 from multispin.api.openapi import document
+from multispin.api.replica_socket import ReplicaSocket
 from multispin.api.texts import DeviceTexts, FindTexts, ServerTexts
 from multispin.core.tenant import LOCAL
 from multispin.errors import MultispinError
 from multispin.net.server import EdgeServer
 from multispin.net.telemetry import Telemetry
 from multispin.net.websocket import DEVICE_PATH
+from multispin.wire.replica import WATCH_PATH, Condition
 
 LOADING = "the model is being loaded"
 
@@ -41,6 +45,21 @@ class ServerState:
     server: EdgeServer | None = None
     telemetry: Telemetry = field(default_factory=Telemetry)
     logs: Logs = field(default_factory=Logs)
+    name: str = ""  # by which directories and the supervisor know it
+    budgets: dict[str, float] = field(default_factory=dict)  # said before there was a server
+
+    def begin(self, server: EdgeServer) -> None:
+        """The model is loaded."""
+        server.set_budgets(self.budgets)
+        self.server = server
+
+    @property
+    def condition(self) -> Condition:
+        if self.server is None:
+            return "loading"
+        if self.server.core.draining:
+            return "draining"
+        return "ok" if self.server.engine.ready else "engine_lost"
 
     @property
     def status(self) -> str:
@@ -64,11 +83,20 @@ def create_app(state: ServerState) -> Starlette:
             return JSONResponse({"status": "ok", "target": state.server.core.info.target})
         return JSONResponse({"status": state.status}, status_code=503)
 
-    async def cell(request: Request) -> Response:
+    def cell_document() -> bytes:
         if state.server is None:
-            return JSONResponse({"status": LOADING}, status_code=503)
-        found = msgspec.json.encode(cell_state(state.server, state.telemetry))
-        return Response(found, media_type="application/json")
+            return msgspec.json.encode({"status": LOADING})
+        return msgspec.json.encode(cell_state(state.server, state.telemetry))
+
+    async def cell(request: Request) -> Response:
+        status = 503 if state.server is None else 200
+        return Response(cell_document(), status, media_type="application/json")
+
+    registry = CollectorRegistry()
+    registry.register(TelemetryCollector(state.telemetry))
+    replica = ReplicaSocket(
+        state, {"cell": cell_document, "metrics": functools.partial(generate_latest, registry)}
+    )
 
     async def device(websocket: WebSocket) -> None:
         if state.server is None:
@@ -78,7 +106,8 @@ def create_app(state: ServerState) -> Starlette:
     routes: list[BaseRoute] = [Route("/health", health), Route("/api/cell", cell)]
     routes += dashboard_routes(state)
     routes += [metrics_route(state.telemetry), WebSocketRoute(DEVICE_PATH, device)]
-    return _app(routes, lambda scope: state.texts.bound_to(scope.get(TENANT, LOCAL)))
+    routes += [WebSocketRoute(WATCH_PATH, replica.watch)]
+    return endpoint_app(routes, lambda scope: [state.texts.bound_to(scope.get(TENANT, LOCAL))])
 
 
 def create_device_app(texts: DeviceTexts, telemetry: Telemetry) -> Starlette:
@@ -95,17 +124,18 @@ def create_device_app(texts: DeviceTexts, telemetry: Telemetry) -> Starlette:
         }
         return JSONResponse(about, status_code=200 if texts.is_up else 503)
 
-    return _app([Route("/health", health), metrics_route(telemetry)], lambda scope: texts)
+    return endpoint_app([Route("/health", health), metrics_route(telemetry)], lambda scope: [texts])
 
 
-def _app(routes: list[BaseRoute], find_texts: FindTexts) -> Starlette:
-    """These routes, and those that both have."""
+def endpoint_app(routes: list[BaseRoute], find_texts: FindTexts) -> Starlette:
+    """These routes, and those of an endpoint."""
 
     async def openapi(request: Request) -> JSONResponse:
         try:
-            return JSONResponse(document(find_texts(request.scope).target))
+            targets = [texts.target for texts in find_texts(request.scope)]
         except ApiError:  # it is not known yet
-            return JSONResponse(document(None))
+            targets = []
+        return JSONResponse(document(targets))
 
     dialects = (Chat(), Text())
     posts = [Route(d.path, Endpoint(find_texts, d), methods=["POST"]) for d in dialects]

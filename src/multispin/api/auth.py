@@ -18,6 +18,7 @@ from multispin.api.login import LOGIN_PATH, LOGOUT_PATH, cookie_token, to_login
 from multispin.core.tenant import TOKEN_PREFIX, Scope
 from multispin.net.token_file import TokenEntry
 from multispin.net.tokens import Tokens
+from multispin.wire.replica import WATCH_PATH
 
 log = logging.getLogger("multispin.api")
 
@@ -26,6 +27,7 @@ TENANT, LIFE = "multispin.tenant", "multispin.life"
 OPEN = ("/health", LOGIN_PATH, LOGOUT_PATH)
 STATIC = "/static/"  # the same for everybody
 GENERATE = ("/v1/", "/openapi.json")  # beginnings; whatever is neither is for who operates
+STEER = WATCH_PATH  # the beginning of what is, and is more than to look at things
 MAX_TOKEN_BYTES = 1024
 
 
@@ -61,8 +63,10 @@ class Authentication:
         """Raise ApiError, 401 or 403, if there is no token, or not one for this."""
         if TOKEN_PREFIX.encode() in scope["query_string"]:
             raise _unauthorized("tokens do not travel in URLs, which are logged: revoke this one")
-        needed: Scope = "generate" if scope["path"].startswith(GENERATE) else "operate"
-        signed_in = cookie_token(scope) if needed == "operate" else None
+        path: str = scope["path"]
+        steers = path.startswith(STEER)
+        needed: Scope = "generate" if path.startswith(GENERATE) and not steers else "operate"
+        signed_in = cookie_token(scope) if needed == "operate" and not steers else None
         entry = self._tokens.find(signed_in or _token(scope["headers"]))
         if entry is None:
             raise _unauthorized("this access token is not known, or no longer valid")

@@ -9,24 +9,21 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from multispin.api.errors import ApiError
 from multispin.api.openai_answers import Model, Models
-from multispin.api.texts import FindTexts, Texts
+from multispin.api.texts import FindTexts, Texts, texts_of
 
 
 def model_routes(find_texts: FindTexts) -> list[Route]:
-    """The list, which has one entry, and the entry itself."""
+    """The list, and each of its entries."""
     created = int(time.time())
 
     async def models(request: Request) -> Response:
-        return _json(Models("list", [model_of(find_texts(request.scope), created)]))
+        answering = find_texts(request.scope)
+        return _json(Models("list", [model_of(texts, created) for texts in answering]))
 
     async def model(request: Request) -> Response:
-        found, name = model_of(find_texts(request.scope), created), request.path_params["name"]
-        if name != found.id:
-            message = f"model = {name}: this endpoint has {found.id} only"
-            raise ApiError(404, message, code="model_not_found", param="model")
-        return _json(found)
+        texts = texts_of(request.path_params["name"], find_texts(request.scope))
+        return _json(model_of(texts, created))
 
     return [Route("/v1/models", models), Route("/v1/models/{name:path}", model)]
 

@@ -42,6 +42,23 @@ class CellDevice(msgspec.Struct, frozen=True):
     round_trip_s: float | None = None
     uplink_bytes: int = 0
     downlink_bytes: int = 0
+    replica: str = ""  # at a directory: the one that numbers it
+
+
+class CellReplica(msgspec.Struct, frozen=True):
+    """A replica, as its directory knows it. Figures are 0 without a connection."""
+
+    name: str
+    target: str
+    server: str
+    condition: str
+    num_sessions: int = 0
+    max_sessions: int = 0
+    goodput_tokens_per_s: float = 0.0
+    num_rows_waiting: int = 0
+    s_per_verdict: float = 0.0
+    pass_s: float = 0.0  # of a row for each of its sessions, as fitted
+    num_committed_tokens: int = 0
 
 
 class WithoutDrafter(msgspec.Struct, frozen=True):
@@ -66,6 +83,7 @@ class Cell(msgspec.Struct, frozen=True):
     passes: Passes
     devices: list[CellDevice]
     without_drafter: WithoutDrafter
+    replicas: list[CellReplica] = []  # of a directory
 
 
 def cell_state(server: EdgeServer, telemetry: Telemetry) -> Cell:

@@ -20,7 +20,7 @@ from multispin.api.body import decode, read_body
 from multispin.api.dialects import Dialect
 from multispin.api.errors import ApiError, api_error
 from multispin.api.sse import EventStream, while_connected
-from multispin.api.texts import FindTexts, Texts
+from multispin.api.texts import FindTexts, Texts, texts_of
 from multispin.core.device import Committed
 
 TRACEPARENT_LENGTH = 55  # W3C's version 00
@@ -50,7 +50,7 @@ class Endpoint:
     ) -> None:
         dialect = self._dialect
         body = decode(await read_body(receive), dialect.request)
-        texts = self._find_texts(scope)
+        texts = texts_of(body.model, self._find_texts(scope))
         trace = _trace(scope)
         requests = [request._replace(trace=trace) for request in dialect.requests(body, texts)]
         answers = [Answer(index, request) for index, request in enumerate(requests)]

@@ -33,6 +33,10 @@ MEDIA_TYPES = {
     "login.html": "text/html; charset=utf-8",
     "dashboard.css": "text/css; charset=utf-8",
     "dashboard.js": "text/javascript; charset=utf-8",
+    "page.js": "text/javascript; charset=utf-8",
+    "cluster.html": "text/html; charset=utf-8",
+    "cluster.css": "text/css; charset=utf-8",
+    "cluster.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
     "uPlot.iife.min.js": "text/javascript; charset=utf-8",
     "uPlot.min.css": "text/css; charset=utf-8",
@@ -68,20 +72,25 @@ def static_file(name: str) -> StaticFile:
 
 
 def dashboard_routes(state: ServerState) -> list[BaseRoute]:
+    events = Route("/api/events", _Events(Feed(state)), methods=["GET"])
+    return [*page_routes("index.html"), events]
+
+
+def page_routes(page: str) -> list[BaseRoute]:
+    """The page, what it needs, and the way in and out."""
+
+    async def show(request: Request) -> Response:
+        if cookie_token(request.scope) is None:
+            return _answer(page, request)
+        return _changed(page, *SIGN_OUT)
+
     return [
-        Route(DASHBOARD_PATH, _page),
+        Route(DASHBOARD_PATH, show),
         Route(LOGIN_PATH, _form),
         Route(LOGIN_PATH, log_in, methods=["POST"]),
         Route(LOGOUT_PATH, log_out, methods=["POST"]),
         Route("/static/{name}", _static),
-        Route("/api/events", _Events(Feed(state)), methods=["GET"]),
     ]
-
-
-async def _page(request: Request) -> Response:
-    if cookie_token(request.scope) is None:
-        return _answer("index.html", request)
-    return _changed("index.html", *SIGN_OUT)
 
 
 async def _form(request: Request) -> Response:

@@ -11,7 +11,7 @@ import msgspec
 from multispin.lm.base import Vocabulary
 from multispin.net.observer import Observer
 from multispin.types import FinishReason, TokenIds
-from multispin.wire.frames import Close, Error, FromDevice, FromServer, Verdict
+from multispin.wire.frames import Close, Error, FromDevice, FromServer, Redirect, Verdict
 
 MAX_TEXTS = 12  # a new text takes the place of one that has ended, or is not shown
 MAX_RUNS = 600  # of a text: its end
@@ -129,7 +129,7 @@ class TextLog(Observer):
             self._growing.pop((device, frame.session), None)
 
     def down(self, device: int, frame: FromServer) -> None:
-        if isinstance(frame, Error) and frame.session is not None:
+        if isinstance(frame, Error | Redirect) and frame.session is not None:
             self._growing.pop((device, frame.session), None)
 
 

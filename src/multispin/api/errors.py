@@ -22,6 +22,8 @@ STATUS = {
     "bad_input": 400,
     "context_overflow": 400,
     "draft_too_long": 400,
+    "infeasible": 400,
+    "unknown_target": 404,
     "overloaded": 429,
     "rate_limited": 429,
     "draining": 503,

@@ -18,6 +18,7 @@ MAX_TOP_LOGPROBS = 20
 
 Ignored: TypeAlias = Annotated[Any, Meta(description="Accepted, without any effect.")]
 Count: TypeAlias = Annotated[int, Meta(ge=1, lt=2**31)]
+Budget: TypeAlias = Annotated[float, Meta(ge=0)]
 
 
 class Strict(msgspec.Struct, forbid_unknown_fields=True):
@@ -51,6 +52,10 @@ class CommonRequest(Strict, kw_only=True):
     acceptance_rule: AcceptanceRule | None = None
     draft_length: Annotated[int, Meta(ge=0, lt=2**15)] | None = None
     provisional: bool | None = None  # take text that may be replaced
+    max_s_per_token: Budget | None = None
+    max_joules_per_token: Budget | None = None
+    max_cost_per_token: Budget | None = None
+    min_quality: Annotated[int, Meta(ge=0, lt=2**31)] | None = None
     # Of no consequence here:
     user: Ignored = None
     metadata: Ignored = None

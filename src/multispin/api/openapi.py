@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -15,17 +16,17 @@ _DIALECTS: tuple[Dialect, ...] = (Chat(), Text())
 _ANY_JSON = {"content": {"application/json": {"schema": {"type": "object"}}}}
 
 
-def document(target: str | None) -> dict[str, Any]:
-    """``target``: the name that requests must give, where it is known yet."""
+def document(targets: Sequence[str]) -> dict[str, Any]:
+    """``targets``: names of which requests must give one; none: they are not known yet."""
     structs: list[type[msgspec.Struct]] = [ErrorAnswer, Model, Models]
     for dialect in _DIALECTS:
         structs += [dialect.request, dialect.whole, dialect.chunk]
     _, schemas = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
-    if target is not None:
+    if targets:
         for dialect in _DIALECTS:
-            schemas[dialect.request.__name__]["properties"]["model"]["enum"] = [target]
+            schemas[dialect.request.__name__]["properties"]["model"]["enum"] = list(targets)
     paths = {dialect.path: {"post": _post(dialect)} for dialect in _DIALECTS}
-    paths["/v1/models"] = {"get": _get("the model that answers here, and how", Models)}
+    paths["/v1/models"] = {"get": _get("the models that answer here, and how", Models)}
     paths["/v1/models/{name}"] = {
         "get": {**_get("the same, one entry", Model), "parameters": [_NAME]}
     }

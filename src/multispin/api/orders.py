@@ -27,9 +27,10 @@ from multispin.api.texts import Texts
 from multispin.errors import BadInput
 from multispin.net.device import Request
 from multispin.types import MAX_TOKENS, AcceptanceRule, SamplingParams
-from multispin.wire.frames import ChatMessage
+from multispin.wire.frames import ChatMessage, Wish
 
 NUM_SEEDS = 2**63
+BUDGETS = Wish.__struct_fields__[1:]  # what a request may ask of its target besides the name
 
 
 def chat_requests(body: ChatRequest, texts: Texts) -> list[Request]:
@@ -63,9 +64,6 @@ def _requests(
     wanted: dict[str, Any],
 ) -> list[Request]:
     """``n`` answers to each prompt; the i-th of them has seed + i (modulo 2^63)."""
-    if body.model != texts.target:
-        message = f"model = {body.model}: this endpoint has {texts.target} only"
-        raise ApiError(404, message, code="model_not_found", param="model")
     if body.provisional and not body.stream:
         raise BadInput("provisional", "true", "needs stream true: a whole answer is never that")
     num = body.n or 1
@@ -74,6 +72,8 @@ def _requests(
     given = {name: getattr(body, name) for name in SamplingParams.__struct_fields__}
     params = SamplingParams(**{name: value for name, value in given.items() if value is not None})
     params.validate()
+    asked = {name: getattr(body, name) for name in BUDGETS}
+    budgets = {name: value for name, value in asked.items() if value is not None}
     seed = secrets.randbits(32) if body.seed is None else body.seed
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     draft_length = texts.draft_length if body.draft_length is None else body.draft_length
@@ -87,6 +87,7 @@ def _requests(
             draft_length=draft_length,
             stop=stop,
             provisional=bool(body.provisional),
+            wish=Wish(**budgets),
             **wanted,
         )
         for prompt in prompts

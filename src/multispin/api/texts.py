@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeAlias
 
 from starlette.types import Scope
 
+from multispin.api.errors import ApiError
 from multispin.core.tenant import LOCAL, Tenant
 from multispin.errors import PeerError
 from multispin.net.device import Device, Request
@@ -25,8 +26,10 @@ from multispin.net.telemetry import NO_DRAFTER
 from multispin.net.transport import MemoryTransport
 from multispin.net.writing import Writing
 from multispin.types import AcceptanceRule, Offline
+from multispin.wire.frames import Wish
 
 MAX_WAITING = 64  # texts that wait for a place at a device's drafter
+NOTHING = Wish()
 
 
 class Texts(Protocol):
@@ -58,8 +61,18 @@ class Texts(Protocol):
         ...
 
 
-# Raises MultispinError (code loading) while there is nobody yet.
-FindTexts: TypeAlias = Callable[[Scope], Texts]
+# All that answer here, for who asks. Raises MultispinError (code loading) while nobody does yet.
+FindTexts: TypeAlias = Callable[[Scope], Sequence[Texts]]
+
+
+def texts_of(model: str, answering: Sequence[Texts]) -> Texts:
+    """Those of the target that a request names. Raise ApiError where there is none."""
+    for texts in answering:
+        if texts.target == model:
+            return texts
+    targets = ", ".join(texts.target for texts in answering)
+    message = f"model = {model}: this endpoint has {targets} only"
+    raise ApiError(404, message, code="model_not_found", param="model")
 
 
 class ServerTexts:
@@ -117,12 +130,14 @@ class DeviceTexts:
         num_places: int,
         draft_length: int,
         rule: AcceptanceRule = "coupled",
+        wish: Wish = NOTHING,
     ) -> None:
         self._device = device
+        self._wish = wish
         self._places = asyncio.Semaphore(num_places)
         self._num_waiting = 0
-        self.target = device.line.welcome.target
-        self.context_length = device.line.welcome.context_length
+        self.target = wish.target or device.router.welcome.target
+        self.context_length = device.router.welcome.context_length
         self.drafter = drafter
         self.draft_length = draft_length
         self.rule = rule
@@ -144,6 +159,7 @@ class DeviceTexts:
     @contextlib.asynccontextmanager
     async def write(self, request: Request) -> AsyncIterator[Writing]:
         """Waits for a place at the drafter first."""
+        request = request._replace(wish=_wish(self._wish, request.wish))
         async with self._place(), self._device.write(request) as writing:
             yield writing
 
@@ -161,3 +177,9 @@ class DeviceTexts:
             yield
         finally:
             self._places.release()
+
+
+def _wish(own: Wish, asked: Wish) -> Wish:
+    """What a request asks for, and where that is nothing what its device does."""
+    names = Wish.__struct_fields__
+    return Wish(*(getattr(asked, name) or getattr(own, name) for name in names))

@@ -115,7 +115,7 @@ class Reader:
     def _value(self, path: str, value: Any, field: _Field) -> Any:
         if field.section:
             return self._section(path, value, field.section)
-        if isinstance(value, bool):  # TOML's true is no number
+        if isinstance(value, bool) and field.kind is not bool:  # TOML's true is no number
             raise self.bad(path, value, "must not be true or false")
         choices = get_args(field.kind) if get_origin(field.kind) is Literal else ()
         if choices and value not in choices:

@@ -53,6 +53,12 @@ def complete(
     stop: Annotated[list[str] | None, typer.Option(help="End before this text appears.")] = None,
     seed: options.Seed = None,
     acceptance_rule: options.Rule = None,
+    cell: options.Cell = "",
+    target: options.Target = "",
+    max_s_per_token: options.MaxSPerToken = 0.0,
+    max_joules_per_token: options.MaxJoulesPerToken = 0.0,
+    max_cost_per_token: options.MaxCostPerToken = 0.0,
+    min_quality: options.MinQuality = 0,
     threads: options.Threads = None,
     gpu_layers: options.GpuLayers = 0,
     as_json: options.Json = False,
@@ -77,6 +83,10 @@ def complete(
     if not text:
         raise BadInput("PROMPT", "''", "must not be empty")
 
+    wish = options.wish(
+        target, max_s_per_token, max_joules_per_token, max_cost_per_token, min_quality
+    )
+
     from multispin.cli.drafter import drafter_options
     from multispin.net.device import Request
     from multispin.wire.frames import ChatMessage
@@ -89,9 +99,10 @@ def complete(
         max_tokens=max_tokens,
         draft_length=draft_length,
         stop=stop or [],
+        wish=wish,
     )
     address = options.address(server, token, token_file, ca, cert, key)
-    drafter = drafter_options(draft, threads=threads, gpu_layers=gpu_layers)
+    drafter = drafter_options(draft, threads=threads, gpu_layers=gpu_layers, cell=cell)
     result = asyncio.run(_complete(address, drafter, request, stream=not as_json))
     if as_json:
         print(json.dumps(result))
@@ -118,7 +129,7 @@ async def _complete(
 ) -> dict[str, Any]:
     from multispin.net.drafting import connect
 
-    device = await connect(server, drafter)
+    device = await connect(server, drafter, wish=request.wish)
     device.line.on_change = _tell
     parts = []
     try:
@@ -139,7 +150,7 @@ async def _complete(
                 "speculation": writing.stats.report(),
                 "seed": request.seed,
                 "acceptance_rule": request.rule,
-                "target": device.line.welcome.target,
+                "target": writing.target,
                 "draft": drafter.draft,
             }
     finally:

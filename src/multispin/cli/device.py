@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from multispin.net.address import Address
     from multispin.net.device import Device, Request
     from multispin.net.drafting import DrafterOptions
+    from multispin.wire.frames import Wish
 
 # What requests to the endpoint state themselves.
 OF_PROMPTS = (
@@ -69,7 +70,8 @@ def device(
     other_server: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="HOST:PORT", help="One with the same target, for when the first is gone."
+            metavar="HOST:PORT",
+            help="One with the same target, or another directory, for when the first is gone.",
         ),
     ] = None,
     draft_s_per_token: Annotated[
@@ -84,6 +86,12 @@ def device(
             "--pad", help="Hide what is written from who watches the link: sizes and times alike."
         ),
     ] = False,
+    cell: options.Cell = "",
+    target: options.Target = "",
+    max_s_per_token: options.MaxSPerToken = 0.0,
+    max_joules_per_token: options.MaxJoulesPerToken = 0.0,
+    max_cost_per_token: options.MaxCostPerToken = 0.0,
+    min_quality: options.MinQuality = 0,
     threads: options.Threads = None,
     gpu_layers: options.GpuLayers = 0,
     log_format: options.LogFormat = "text",
@@ -133,10 +141,19 @@ def device(
         draft_s_per_token=draft_s_per_token,
         spectral_efficiency=spectral_efficiency,
         pads=pad,
+        cell=cell,
+    )
+    wish = options.wish(
+        target, max_s_per_token, max_joules_per_token, max_cost_per_token, min_quality
     )
     if listening is not None:
         options.start_log(log_format, log_level)
-        defaults = {"num_places": max_sessions, "draft_length": draft_length, "rule": rule}
+        defaults = {
+            "num_places": max_sessions,
+            "draft_length": draft_length,
+            "rule": rule,
+            "wish": wish,
+        }
         asyncio.run(_serve(listening, addresses, drafter, mode, defaults))
         return
 
@@ -154,11 +171,12 @@ def device(
             draft_length=draft_length,
             stop=[],
             provisional=events,
+            wish=wish,
         )
         for text in read_prompts(prompts)
     )
     tell = print_event if events else print_text
-    asyncio.run(_run(addresses, drafter, mode, requests, tell))
+    asyncio.run(_run(addresses, drafter, mode, wish, requests, tell))
 
 
 def _refuse_given(given: dict[str, Any], names: tuple[str, ...], remedy: str) -> None:
@@ -187,7 +205,14 @@ async def _serve(
 
     with watch("device") as watching:
         first, *others = addresses
-        device = await connect(first, drafter, watching.observers, others=others, offline=offline)
+        device = await connect(
+            first,
+            drafter,
+            watching.observers,
+            others=others,
+            offline=offline,
+            wish=defaults["wish"],
+        )
         texts = DeviceTexts(device, drafter.draft, **defaults)
         print(address_of(listening), flush=True)
         try:
@@ -218,17 +243,18 @@ async def _run(
     addresses: Sequence[Address],
     drafter: DrafterOptions,
     offline: Offline,
+    wish: Wish,
     requests: Iterator[Request],
     tell: Callable[[dict[str, Any]], None],
 ) -> None:
     from multispin.net.drafting import connect
 
     first, *others = addresses
-    device = await connect(first, drafter, others=others, offline=offline)
+    device = await connect(first, drafter, others=others, offline=offline, wish=wish)
     device.line.on_change = lambda change: tell(
         {"event": "link", "state": "up" if change.is_up else "down", "reason": change.reason}
     )
-    tell({"event": "connected", "target": device.line.welcome.target, "draft": drafter.draft})
+    tell({"event": "connected", "target": device.router.welcome.target, "draft": drafter.draft})
     try:
         while (request := await asyncio.to_thread(next, requests, None)) is not None:
             await _write(device, request, tell)

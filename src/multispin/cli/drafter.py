@@ -19,6 +19,7 @@ def drafter_options(
     draft_s_per_token: float = 0.0,
     spectral_efficiency: float = 1.0,
     pads: bool = False,
+    cell: str = "",
 ) -> DrafterOptions:
     """Find the drafter's file, pulling it from the catalog if need be."""
     path = None
@@ -34,4 +35,5 @@ def drafter_options(
         draft_s_per_token=draft_s_per_token,
         spectral_efficiency=spectral_efficiency,
         pads=pads,
+        cell=options.utf8("--cell", cell),
     )

@@ -14,6 +14,7 @@ from multispin.types import AcceptanceRule, SamplingParams
 
 if TYPE_CHECKING:
     from multispin.net.address import Address
+    from multispin.wire.frames import Wish
 
 C = TypeVar("C", bound=str)
 
@@ -43,6 +44,19 @@ Cert = Annotated[
     str | None, typer.Option(metavar="FILE.pem", help="Certificate to show to the server.")
 ]
 Key = Annotated[str | None, typer.Option(metavar="FILE.key", help="And its key.")]
+Cell = Annotated[
+    str, typer.Option(metavar="NAME", help="The radio site whose uplink this device shares.")
+]
+Target = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="The target to be served by, where a directory has several."),
+]
+MaxSPerToken = Annotated[
+    float, typer.Option(help="With a directory: a target of at most so many seconds per token.")
+]
+MaxJoulesPerToken = Annotated[float, typer.Option(help="The same with its energy per token.")]
+MaxCostPerToken = Annotated[float, typer.Option(help="The same with its price per token.")]
+MinQuality = Annotated[int, typer.Option(help="The same with its quality class, at least.")]
 Draft = Annotated[
     str,
     typer.Option(
@@ -102,6 +116,30 @@ def address(
         cert=cert,
         key=key,
     )
+
+
+def wish(
+    target: str,
+    max_s_per_token: float,
+    max_joules_per_token: float,
+    max_cost_per_token: float,
+    min_quality: int,
+) -> Wish:
+    """What is asked of the target; 0 asks for nothing."""
+    from multispin.wire.frames import Wish
+
+    wish = Wish(
+        utf8("--target", target),
+        max_s_per_token,
+        max_joules_per_token,
+        max_cost_per_token,
+        min_quality,
+    )
+    for name in wish.__struct_fields__[1:]:
+        value = getattr(wish, name)
+        if not 0 <= value < 2**31:
+            raise BadInput(f"--{name.replace('_', '-')}", value, "must be 0 or more")
+    return wish
 
 
 def num_threads(threads: int | None) -> int:

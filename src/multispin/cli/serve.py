@@ -7,7 +7,7 @@ import gc
 import math
 import os
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from multispin.net.loading import TargetOptions
 
 TARGETS_WITHOUT_FILE = ("ngram",)
+MAX_NAME = 64  # characters of a replica's
 MAX_COST_SESSIONS = 4096  # of a cost model, which holds tokens only
 
 
@@ -94,8 +95,23 @@ def serve(
     ] = False,
     drain_s: Annotated[
         float,
-        typer.Option(help="Seconds for texts of its own endpoint to end when it is told to stop."),
+        typer.Option(
+            help="Seconds for texts of its own endpoint to end when it is told to stop; with "
+            "--directory, half of them for handing over sessions."
+        ),
     ] = 10.0,
+    name: Annotated[
+        str | None,
+        typer.Option(help="What directories and the supervisor call it; by default, its target."),
+    ] = None,
+    directory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Of several servers, who tells devices which: sessions that it has not sent here "
+            "are sent there, and all are, one by one, when this server is told to stop.",
+        ),
+    ] = None,
     threads: options.Threads = None,
     gpu_layers: options.GpuLayers = 0,
     log_format: options.LogFormat = "text",
@@ -133,6 +149,12 @@ def serve(
     ):
         if not low <= value <= high:
             raise BadInput(field, value, f"must lie between {low} and {high}")
+    if name is not None and not 0 < len(name) <= MAX_NAME:
+        raise BadInput("--name", name, f"must have 1 to {MAX_NAME} characters")
+    if directory is not None:
+        from multispin.net.address import parse_address
+
+        parse_address(directory, "--directory")
     if not 0 <= drain_s <= 3600:
         raise BadInput("--drain-s", drain_s, "must lie between 0 and 3600")
 
@@ -183,7 +205,17 @@ def serve(
     if log_format == "text":
         proof = " and proving the reproducible mode" if reproducible else ""
         print(f"loading {target}{proof} …", file=sys.stderr)
-    asyncio.run(_serve(listening, load, limits, protected, show_texts, drain_s, pad))
+    replica = _Replica(name or target, directory or "", drain_s)
+    asyncio.run(_serve(listening, load, limits, protected, show_texts, replica, pad))
+
+
+@dataclass(frozen=True)
+class _Replica:
+    """One server among others."""
+
+    name: str
+    directory: str  # or empty: there is none
+    drain_s: float
 
 
 def _most_sessions(target: str) -> int:
@@ -243,7 +275,7 @@ async def _serve(
     limits: ServerLimits,
     protected: Protection,
     show_texts: bool,
-    drain_s: float,
+    replica: _Replica,
     pad: bool,
 ) -> None:
     from multispin.api.app import ServerState, create_app
@@ -257,23 +289,27 @@ async def _serve(
         engine = await start_engine(load)
         try:
             observers = [*watching.observers, *state.logs.observers]
-            state.server = EdgeServer(engine, limits, observers=observers, pads=pad)
-            state.logs.attach(state.server.core)
+            server = EdgeServer(
+                engine, limits, observers=observers, pads=pad, directory=replica.directory
+            )
+            state.begin(server)
+            state.logs.attach(server.core)
             gc.collect()
             gc.freeze()  # what is here now stays: looking through it again would hold up batches
             print(address_of(listening, protected.tls), flush=True)
-            await state.server.run()
+            await server.run()
         finally:
             if load.replay and state.server:
                 _tell_differences(state.server.core.counters)
             await engine.close()
 
     with watch("server", limits.control) as watching:
-        state = ServerState(telemetry=watching.telemetry, logs=Logs(shows_texts=show_texts))
+        logs = Logs(shows_texts=show_texts)
+        state = ServerState(telemetry=watching.telemetry, logs=logs, name=replica.name)
 
         async def drain() -> None:
             if state.server is not None:
-                await state.server.drain(drain_s)
+                await state.server.drain(replica.drain_s)
 
         refused = watching.telemetry.refused
         await serve_app(create_app(state), listening, main(), drain, refused, protected)

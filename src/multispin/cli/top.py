@@ -1,4 +1,4 @@
-"""`multispin top`: a server's cell, live."""
+"""`multispin top`: a server's cell, live; or a directory's replicas and all their devices."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from multispin.errors import MultispinError, PeerError
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from multispin.api.cell_state import Cell, CellDevice
+    from multispin.api.cell_state import Cell, CellDevice, CellReplica
 
 REFRESH_S = 1.0
 WIDTH = 100  # where there is no terminal that has one
 NUM_OTHER_LINES = 7  # of a frame, besides the devices'
+NUM_HEAD_LINES = 4  # of a table, besides its rows
 NONE = "–"
 
 
@@ -34,7 +35,7 @@ def top(
     key: options.Key = None,
     once: Annotated[bool, typer.Option("--once", help="Print one frame and end.")] = False,
 ) -> None:
-    """Show a server's cell in the terminal, once a second; q or Ctrl-C ends."""
+    """Show a server's cell, or a directory's replicas, once a second; q or Ctrl-C ends."""
     from rich.console import Console
 
     from multispin.cli.endpoint import HttpEndpoint
@@ -83,7 +84,8 @@ def _watch(console: Console, server: str, cell: Cell, look: Callable[[], Cell]) 
     trouble = ""
     with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
-            num_devices = max(console.height - NUM_OTHER_LINES, 1)
+            num_replicas = len(cell.replicas) + NUM_HEAD_LINES if cell.replicas else 0
+            num_devices = max(console.height - NUM_OTHER_LINES - num_replicas, 1)
             live.update(frame(cell, server, trouble, num_devices), refresh=True)
             if pressed(REFRESH_S) == "q":
                 return
@@ -133,11 +135,15 @@ def _sleep(seconds: float) -> str:
 
 
 def frame(cell: Cell, server: str, trouble: str = "", num_devices: int = 1024) -> RenderableType:
-    """What is shown of a cell: sums above, a line for each of the first ``num_devices`` below."""
+    """What is shown of a cell: sums above, a line for each replica, and below a line for each of
+    the first ``num_devices``."""
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[RenderableType] = [*_sums(cell, server), _table(cell.devices[:num_devices])]
+    parts = [*_sums(cell, server)]
+    if cell.replicas:
+        parts.append(_replicas(cell.replicas))
+    parts.append(_devices(cell.devices[:num_devices]))
     if (num_more := len(cell.devices) - num_devices) > 0:
         parts.append(Text(f"and {num_more} more devices", "dim"))
     if trouble:
@@ -165,7 +171,31 @@ def _sums(cell: Cell, server: str) -> Iterator[RenderableType]:
     )
 
 
-def _table(devices: list[CellDevice]) -> RenderableType:
+def _replicas(replicas: list[CellReplica]) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(expand=True)
+    table.add_column("replica", ratio=1, no_wrap=True)
+    table.add_column("target", no_wrap=True)
+    table.add_column("condition", no_wrap=True)
+    for name in ("sessions", "rows waiting", "verdict", "tokens/s", "tokens"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for replica in replicas:
+        table.add_row(
+            Text(printable(replica.name)),
+            Text(printable(replica.target)),
+            Text(printable(replica.condition), "" if replica.condition == "ok" else "bold red"),
+            f"{replica.num_sessions} of {replica.max_sessions}",
+            str(replica.num_rows_waiting),
+            f"{1e3 * replica.s_per_verdict:.1f} ms" if replica.s_per_verdict else NONE,
+            f"{replica.goodput_tokens_per_s:.1f}",
+            str(replica.num_committed_tokens),
+        )
+    return table
+
+
+def _devices(devices: list[CellDevice]) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
@@ -175,8 +205,9 @@ def _table(devices: list[CellDevice]) -> RenderableType:
     for name in ("sessions", "draft length", "share", "accepted", "tokens/s", "tokens"):
         table.add_column(name, justify="right", no_wrap=True)
     for device in devices:
+        number = f"{device.replica} {device.device}" if device.replica else str(device.device)
         table.add_row(
-            str(device.device),
+            Text(printable(number)),
             Text(printable(device.drafter)),
             str(device.num_sessions),
             str(device.draft_length),

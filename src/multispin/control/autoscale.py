@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+AIM = 0.7  # of a replica's room that should be taken
+
 
 @dataclass(frozen=True)
 class Scaling:

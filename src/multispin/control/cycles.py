@@ -48,10 +48,10 @@ class State(NamedTuple):
 class Cell:
     """A problem, its round trips, and what is owed to each device."""
 
-    def __init__(self, problem: Problem, round_trip_s: Floats, least_share: float) -> None:
+    def __init__(self, problem: Problem, round_trip_s: Floats, least_share: float | Floats) -> None:
         self.problem = problem
         self.round_trip_s = round_trip_s
-        self.least = max(
+        self.least: float | Floats = np.maximum(
             least_share / problem.base_round_s, problem.objective.min_goodput_tokens_per_s
         )
         self.shortest = max(problem.min_draft_length, 1)
@@ -144,9 +144,10 @@ class Cell:
         """Bandwidths [..., K] at which g_k is the least goodput; 0 where B has not that much."""
         problem = self.problem
         bits = problem.draft_bits(lengths)
-        if self.least == 0:
+        if np.max(self.least) == 0:
             return np.zeros_like(bits)
-        cycle = expected_tokens(problem.acceptance, lengths) / (self.least * (1 + SLACK))
+        least = np.maximum(self.least * (1 + SLACK), TINY)
+        cycle = expected_tokens(problem.acceptance, lengths) / least
         left = cycle - wait_s - lengths * problem.draft_s_per_token - self.round_trip_s
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             owed = problem.uplink.bandwidth(np.where(left > 0, bits / left, 0.0))

@@ -5,7 +5,9 @@
 (Thaler and Ravishankar 1998.) No table is kept, and whoever decides, decides the same. While
 nothing changes a session stays. Beside n replicas a new one takes 1 / (n + 1) of the sessions and
 moves no other; one that leaves gives up its own and moves no other. Whose first replica is full
-goes to its next one, so that equal keys stay together as far as there is room.
+goes to its next one, so that equal keys stay together as far as there is room. What counts as room
+is bounded by what the others have (`has_room`; Mirrokni, Thorup and Zadimoghaddam 2018), so that
+one key that everybody has does not leave replicas idle.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ Keys = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
 NOWHERE = -1
 CHUNK = 1 << 21  # scores held at a time
+BALANCE = 1.25  # times its part of all sessions is what a replica may have ...
+SLACK = 8  # ... and so many more
 _NOBODY = np.empty(0, np.int64)
 
 
@@ -36,6 +40,23 @@ def replica_seeds(names: Iterable[str]) -> Keys:
     """One word for each replica, by its name alone [R]."""
     digests = [blake2b(name.encode(), digest_size=8).digest() for name in names]
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
+
+
+def has_room(num_sessions: Counts, max_sessions: Counts) -> npt.NDArray[np.bool_]:
+    """Who takes a further session [R]: n_r < m_r, and n_r < ceil(1.25 m_r sum(n) / sum(m)) + 8.
+
+    m_r = 0: it takes none, and does not count. If any has n_r < m_r, one at least has room: not all
+    can be above their part of the sum.
+    """
+    return room_of(num_sessions, max_sessions, 0) > 0
+
+
+def room_of(num_sessions: Counts, max_sessions: Counts, num_more: int) -> Counts:
+    """How many of so many further sessions each replica takes at most [R], by the same rule."""
+    held = int(num_sessions[max_sessions > 0].sum()) + num_more
+    bound = np.ceil(BALANCE * held * max_sessions / max(int(max_sessions.sum()), 1)) + SLACK
+    most = np.minimum(max_sessions, bound.astype(np.int64))
+    return np.asarray(np.maximum(most - num_sessions, 0))
 
 
 def place(key: int, seeds: Keys, has_room: npt.NDArray[np.bool_]) -> int:

@@ -55,14 +55,15 @@ def solve_stop_and_wait(
     problem: Problem,
     round_trip_s: npt.ArrayLike | None = None,
     *,
-    least_share: float = DO_NO_HARM,
+    least_share: float | Floats = DO_NO_HARM,
     near: Lengths | None = None,
 ) -> StopAndWaitPlan:
     """Lengths and bandwidths that maximise the objective over the devices' own rates g_k.
 
     ``round_trip_s`` [K], default the problem's for every device. Every g_k stays at or above
-    ``least_share`` of server-only generation, 1/(T_0 + sum of c_j(0)), and the objective's minimum;
-    where no drafts keep that, all lengths are 0. ``near`` is a plan in force, to start from.
+    ``least_share`` (one for all, or [K]) of server-only generation, 1/(T_0 + sum of c_j(0)), and
+    the objective's minimum; where no drafts keep that, all lengths are 0. ``near`` is a plan in
+    force, to start from.
     ``min_draft_length`` bounds drafts that are not empty. Raises Infeasible if no plan that keeps
     the objective's minimum is found.
     """
@@ -82,7 +83,7 @@ def stop_and_wait_plans(
     problem: Problem,
     round_trip_s: npt.ArrayLike | None = None,
     *,
-    least_share: float = DO_NO_HARM,
+    least_share: float | Floats = DO_NO_HARM,
     near: Lengths | None = None,
 ) -> Iterator[StopAndWaitPlan]:
     """The best plan so far, again and again: a server may do something else in between."""
@@ -96,15 +97,17 @@ def evaluate_stop_and_wait(
     lengths: Lengths,
     round_trip_s: npt.ArrayLike | None = None,
     *,
-    least_share: float = DO_NO_HARM,
+    least_share: float | Floats = DO_NO_HARM,
 ) -> StopAndWaitPlan:
     """The model at these lengths [K], with the bandwidths that it gives them."""
     cell = _cell(problem, round_trip_s, least_share)
     return _plan(cell, cell.evaluate(np.asarray(lengths, dtype=np.int64)[None, :]))
 
 
-def _cell(problem: Problem, round_trip_s: npt.ArrayLike | None, least_share: float) -> Cell:
-    if not 0 <= least_share <= 1:
+def _cell(
+    problem: Problem, round_trip_s: npt.ArrayLike | None, least_share: float | Floats
+) -> Cell:
+    if not (np.min(least_share) >= 0 and np.max(least_share) <= 1):
         raise BadInput("least_share", least_share, "must lie in [0, 1]")
     given = problem.round_trip_s if round_trip_s is None else round_trip_s
     trips = np.asarray(given, dtype=np.float64)
@@ -219,7 +222,7 @@ def _best_together(cell: Cell, state: State, moves: Lengths) -> State:
 
 def _weights(cell: Cell, state: State, before: Floats) -> Floats:
     """What a token of each device counts [C, K]: more while it has less than it is owed."""
-    if cell.least == 0:
+    if np.max(cell.least) == 0:
         return before
     return np.maximum(before * np.clip(cell.least / state.rate, 0.7, 3.0), 1.0)
 

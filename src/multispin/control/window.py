@@ -124,7 +124,7 @@ class WindowCell:
         accepted = self._sums[at] + part * (self._sums[after] - self._sums[at])
         return accepted, self._survival[at] + part * (self._survival[after] - self._survival[at])
 
-    def value(self, table: _Table, theta: float, least_accepted: float) -> Floats:
+    def value(self, table: _Table, theta: float, least_accepted: float | Floats) -> Floats:
         """What windows are worth without their bits [W+1, K]; -inf: the device would be harmed."""
         value = table.accepted - theta * self.problem.verify_per_token_s * table.rows
         value[1:] -= _LEAST_GAIN
@@ -165,7 +165,7 @@ class WindowCell:
             lengths[device] = window
         return lengths
 
-    def at_price(self, theta: float, pass_s: float, least: float) -> WindowPlan:
+    def at_price(self, theta: float, pass_s: float, least: float | Floats) -> WindowPlan:
         """The plan at theta; ``pass_s``: what the pass is taken for, the plan has what it is."""
         table = self.table(pass_s)
         value = self.value(table, theta, least * pass_s - 1.0)
@@ -194,11 +194,11 @@ def solve_window(
     survival: Floats,
     round_trip_s: Floats,
     *,
-    least_share: float = DO_NO_HARM,
+    least_share: float | Floats = DO_NO_HARM,
 ) -> WindowPlan:
     """Windows, and bandwidths that use up the band; ``survival`` [K, max_draft_length] falls.
 
-    Every device keeps ``least_share`` of server-only generation.
+    Every device keeps ``least_share``, one for all or [K], of server-only generation.
     """
     *_, plan = window_plans(problem, survival, round_trip_s, least_share=least_share)
     return plan
@@ -209,7 +209,7 @@ def window_plans(
     survival: Floats,
     round_trip_s: Floats,
     *,
-    least_share: float = DO_NO_HARM,
+    least_share: float | Floats = DO_NO_HARM,
 ) -> Iterator[WindowPlan]:
     """The best plan so far, again and again: a server may do something else in between."""
     cell = WindowCell(problem, survival, round_trip_s)
@@ -223,7 +223,7 @@ def window_plans(
         theta = float(np.sqrt(low * high))
         plan = cell.settled(cell.at_price(theta, pass_s, least))
         pass_s = 0.5 * (pass_s + plan.pass_s)
-        is_harmless = plan.device_tokens_per_s.min() >= least * (1 - 1e-9)
+        is_harmless = (plan.device_tokens_per_s >= least * (1 - 1e-9)).all()
         if is_harmless and plan.fits and plan.goodput_tokens_per_s > best.goodput_tokens_per_s:
             best = plan
         if is_harmless and plan.goodput_tokens_per_s <= theta:
@@ -238,7 +238,7 @@ def window_plans(
     for _ in range(_CUTS if harmful.lengths.any() else 0):
         cut = 0.5 * (least_cut + most_cut)
         plan = cell.settled(cell.plan(cell.table(base_s), (cut * harmful.lengths).astype(np.int64)))
-        if plan.device_tokens_per_s.min() < least * (1 - 1e-9):
+        if (plan.device_tokens_per_s < least * (1 - 1e-9)).any():
             most_cut = cut
             continue
         least_cut = cut

@@ -11,8 +11,9 @@ import msgspec
 import numpy as np
 
 from multispin.core.admission import check_open, check_prompt, unpack_committed
+from multispin.core.cells import Cells
 from multispin.core.confidence import Calibration
-from multispin.core.controller import Controller, SessionKey
+from multispin.core.controller import SessionKey
 from multispin.core.detached import TOKEN_BYTES, Detached, DetachedSessions
 from multispin.core.engine import EngineInfo
 from multispin.core.gate import Gate
@@ -37,7 +38,7 @@ class Reception:
         info: EngineInfo,
         vocabulary: Vocabulary,
         limits: ServerLimits,
-        controller: Controller,
+        controller: Cells,
         clock: Callable[[], float],
         token_bytes: Callable[[int], bytes],
     ) -> None:

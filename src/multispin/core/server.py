@@ -16,9 +16,11 @@ from typing import NamedTuple, TypeAlias
 
 from multispin.core.admission import unpack_proposals
 from multispin.core.batch import form_batch, only_verifies, round_opens_in
-from multispin.core.controller import Controller, SessionKey
+from multispin.core.cells import Cells
+from multispin.core.controller import SessionKey
 from multispin.core.engine import Batch, EngineInfo, Outcome, StepResult, Work
 from multispin.core.limits import ServerLimits
+from multispin.core.load import rows_waiting
 from multispin.core.placement import Placement
 from multispin.core.reception import Reception
 from multispin.core.session import Session
@@ -26,7 +28,7 @@ from multispin.core.tenant import LOCAL, Tenant
 from multispin.errors import BadInput, MultispinError, PeerError
 from multispin.types import TokenIds
 from multispin.wire import frames
-from multispin.wire.frames import Close, Draft, Error, Open, Resume, Verdict
+from multispin.wire.frames import Close, Draft, Error, Open, Redirect, Resume, Verdict
 from multispin.wire.payload import Payload, payload
 
 MAX_ENDED = 1024  # finished sessions whose late drafts are known for what they are
@@ -58,6 +60,8 @@ class Counters:
     num_stale_drafts: int = 0
     num_errors: int = 0
     num_replay_differences: int = 0  # judgements of a record that the logits do not share
+    num_verdicts: int = 0
+    verdict_s: float = 0.0  # from a draft's arrival, or the last verdict, to the verdict: their sum
 
 
 class ServerCore:
@@ -79,7 +83,7 @@ class ServerCore:
         self.vocabulary = info.vocabulary()
         self._num_ids = self.vocabulary.size
         self.id_bits = frames.id_bits(self._num_ids)
-        self.controller = Controller(
+        self.controller = Cells(
             limits.control,
             payload("coupled", self._num_ids),
             limits.max_draft_length,
@@ -99,6 +103,7 @@ class ServerCore:
         self._ended: dict[SessionKey, None] = {}
         self._placement = Placement(info.num_sequences, limits.share_prefixes)
         self._running: list[tuple[Session, Work]] = []
+        self._chosen_at = -math.inf  # when the running pass was
         # Of the last pass, until it is learned from.
         self._passed: Passed | None = None
         self._answered: list[Session] = []
@@ -106,6 +111,15 @@ class ServerCore:
     @property
     def num_sessions(self) -> int:
         return len(self._sessions)
+
+    @property
+    def open_sessions(self) -> list[SessionKey]:
+        return [key for key, session in self._sessions.items() if not session.closed]
+
+    @property
+    def num_rows_waiting(self) -> int:
+        """That are ready for a pass and are not in the one that runs, or ran last."""
+        return rows_waiting(self._sessions.values(), self._running, self._chosen_at)
 
     @property
     def num_detached(self) -> int:
@@ -128,11 +142,12 @@ class ServerCore:
         spectral_efficiency: float,
         drafts: Payload | None = None,
         tenant: Tenant = LOCAL,
+        cell: str = "",
     ) -> None:
-        """A device said hello; it is one of the tenant's."""
+        """A device said hello; it is one of the tenant's, and of the radio cell."""
         if not (math.isfinite(spectral_efficiency) and 0 < spectral_efficiency <= 100):
             raise BadInput("spectral_efficiency", spectral_efficiency, "must lie in (0, 100]")
-        self.controller.connect(link, spectral_efficiency, drafts)
+        self.controller.connect(link, spectral_efficiency, drafts, cell)
         self._reception.gate.connect(link, tenant)
 
     def check_open(self, link: Hashable, message: Open) -> None:
@@ -232,6 +247,15 @@ class ServerCore:
             self._end(session)
         return []
 
+    def hand_over(self, key: SessionKey, server: str) -> list[Outgoing]:
+        """The session goes on elsewhere, which ``server`` knows, with what is committed so far."""
+        session = self._sessions.get(key)
+        if session is None or session.closed:
+            return []
+        self._end(session)
+        self._remember(key)  # its drafts may be on the way
+        return [(key.link, Redirect(key.session, server))]
+
     def drop(self, link: Hashable) -> None:
         """The link is gone: its sessions are kept for a while, in case their device comes back."""
         for session in [s for s in self._sessions.values() if s.key.link == link]:
@@ -266,6 +290,7 @@ class ServerCore:
     def _choose(self, sessions: Collection[Session]) -> list[tuple[Session, Work]]:
         """Sessions that were in a crash go alone, until a pass with them has gone well."""
         now, limits = self._clock(), self.limits.batch
+        self._chosen_at = now
         pass_s = self.controller.pass_seconds(limits.max_rows)
         suspects = [session for session in sessions if session.num_crashes]
         for suspect in sorted(suspects, key=lambda s: s.num_crashes):
@@ -301,6 +326,8 @@ class ServerCore:
         key, counters = session.key, self.counters
         if self.limits.control.policy is not None:
             session.allowed = self.controller.grant(key)
+        counters.num_verdicts += 1
+        counters.verdict_s += now - session.waiting_since
         verdict = session.commit(outcome, num_draft, now)
         if self.tell_commit is not None:
             self.tell_commit(key, verdict, session.tokens(verdict.start, session.length))

@@ -77,6 +77,26 @@ def parse_address(
     return Address(given, host, port, None, token, token_file)
 
 
+def elsewhere(address: Address, server: str) -> Address:
+    """Another ``server``, as one at this address names it, with what shows it who we are.
+
+    Where this one has TLS, so has the other, and is checked as this one is; a token leaves this
+    machine over TLS only. Raise BadInput for what is against that.
+    """
+    scheme, host, port = _parts(server, "redirect")
+    local = is_loopback(host) and not host.endswith(".localhost")
+    tls = address.tls
+    if tls is not None:
+        if scheme == "http":
+            raise BadInput("redirect", server, f"has no TLS, and {address} has: not followed")
+    elif scheme == "https" or (scheme == "" and not local):
+        tls = client_context()
+    elif (address.token or address.token_file) and not local:
+        remedy = "a token would cross the network in the clear: not followed"
+        raise BadInput("redirect", server, remedy)
+    return Address(server, host, port, tls, address.token, address.token_file)
+
+
 def _read_token(file: str) -> str:
     """The token in a file that nobody else can read."""
     field = "--token-file"

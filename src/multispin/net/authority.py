@@ -1,7 +1,8 @@
 """A small certificate authority: itself, certificates of servers, certificates of devices.
 
-Keys are on the curve P-256, which every TLS library has. A server's certificate is good for servers
-only and a device's for clients only, so that no device can pass itself off as the server.
+Keys are on the curve P-256, which every TLS library has. A device's certificate is good for clients
+only, so that no device can pass itself off as a server. A server's is good for both: a directory
+shows it to its replicas.
 """
 
 from __future__ import annotations
@@ -73,19 +74,20 @@ class Authority:
     def make_server(self, hosts: list[str], days: float) -> list[Path]:
         """For these names and addresses; the files that were written."""
         names = [_general_name(host) for host in hosts]
-        return self._make(SERVER, names, ExtendedKeyUsageOID.SERVER_AUTH, days)
+        uses = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+        return self._make(SERVER, names, uses, days)
 
     def make_device(self, name: str, days: float) -> list[Path]:
         if not _DEVICE.fullmatch(name) or name in (CA, SERVER):
             raise BadInput("--device", name, "must be letters, digits, '.', '_', '-', and no file")
         names: list[x509.GeneralName] = [x509.DNSName(name)]
-        return self._make(name, names, ExtendedKeyUsageOID.CLIENT_AUTH, days)
+        return self._make(name, names, [ExtendedKeyUsageOID.CLIENT_AUTH], days)
 
     def _make(
         self,
         name: str,
         names: list[x509.GeneralName],
-        use: x509.ObjectIdentifier,
+        uses: list[x509.ObjectIdentifier],
         days: float,
     ) -> list[Path]:
         key = ec.generate_private_key(ec.SECP256R1())
@@ -94,7 +96,7 @@ class Authority:
         for extension, is_critical in (
             (x509.BasicConstraints(ca=False, path_length=None), True),
             (_usage(digital_signature=True), True),
-            (x509.ExtendedKeyUsage([use]), False),
+            (x509.ExtendedKeyUsage(uses), False),
             (x509.SubjectAlternativeName(names), False),
             (x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer), False),
         ):

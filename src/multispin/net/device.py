@@ -14,11 +14,12 @@ from multispin.core.device import DeviceSession, Job
 from multispin.core.drafter import Drafter
 from multispin.errors import PeerError
 from multispin.net.line import Line
-from multispin.net.link import Channel, DeviceLink
+from multispin.net.link import Channel
+from multispin.net.router import Router
 from multispin.net.writing import Writing
 from multispin.types import AcceptanceRule, Offline, SamplingParams
 from multispin.wire import frames
-from multispin.wire.frames import ChatMessage, Draft, Open, Opened, Welcome
+from multispin.wire.frames import ChatMessage, Draft, Open, Opened, Welcome, Wish
 
 T = TypeVar("T")
 
@@ -39,26 +40,30 @@ class Request(NamedTuple):
     num_logprobs: int = -1
     json_schema: str = ""
     tools: str = ""
+    wish: Wish = Wish()  # which target, where there are several
 
 
 class Device:
-    """A drafter on a line. ``draft_s_per_token`` makes it as slow as the device it stands for."""
+    """A drafter on a line to a server, or on whatever else finds it servers.
+
+    ``draft_s_per_token`` makes it as slow as the device it stands for.
+    """
 
     def __init__(
         self,
-        line: Line,
+        route: Line | Router,
         drafter: Drafter | None,
         *,
         offline: Offline = "wait",
         draft_s_per_token: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.line = line
+        self.router = route if isinstance(route, Router) else Router(route)
         self.offline = offline
         self._drafter = drafter
         self._draft_s_per_token = draft_s_per_token
         self.clock = clock
-        self._calibration = Calibration()
+        self._calibrations: dict[str, Calibration] = {}  # for each target
         self._uplink_free_at = 0.0
         # A language model runs one draft at a time; the link stays responsive meanwhile.
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="drafter")
@@ -66,9 +71,14 @@ class Device:
         self._num_seqs = 0  # that were ever taken
 
     @property
+    def line(self) -> Line:
+        return self.router.line
+
+    @property
     def outlasts_links(self) -> bool:
-        """Whether texts go on when the link is lost."""
-        return self.offline != "fail" and self.line.returns
+        """Whether texts go on when their link is lost: on the next one, or at another replica."""
+        router = self.router
+        return router.has_directory or (self.offline != "fail" and router.line.returns)
 
     @contextlib.asynccontextmanager
     async def write(self, request: Request) -> AsyncIterator[Writing]:
@@ -96,11 +106,11 @@ class Device:
         self._num_seqs += 1
         return self._num_seqs - 1
 
-    def order(self, request: Request, link: DeviceLink, channel: Channel) -> Open:
+    def order(self, request: Request, channel: Channel, *, is_placed: bool) -> Open:
         """What asks the server for the text."""
         trace = request.trace
-        for observer in link.observers:
-            trace = observer.opening(link.number, channel.number, trace)
+        for observer in channel.link.observers:
+            trace = observer.opening(channel.link.number, channel.number, trace)
         return Open(
             session=channel.number,
             prompt=request.prompt,
@@ -115,11 +125,13 @@ class Device:
             num_logprobs=request.num_logprobs,
             json_schema=request.json_schema,
             tools=request.tools,
+            is_placed=is_placed,
         )
 
     def session(self, order: Open, opened: Opened, seq: int, welcome: Welcome) -> DeviceSession:
         """The text that the server has begun."""
-        return DeviceSession(order, opened, self._drafter, seq, welcome, self._calibration)
+        calibration = self._calibrations.setdefault(welcome.target, Calibration())
+        return DeviceSession(order, opened, self._drafter, seq, welcome, calibration)
 
     async def draft(self, session: DeviceSession, job: Job, began: float) -> float:
         """Draft, as slowly as the device that this one stands for; when it was done."""
@@ -131,8 +143,8 @@ class Device:
 
     async def upload(self, channel: Channel, draft: Draft, bits_per_s: int) -> None:
         """Keep this device's uploads, headers included, within the rate that it was granted."""
-        for observer in self.line.observers:
-            observer.drafted(DeviceLink.number, draft)
+        for observer in channel.link.observers:
+            observer.drafted(channel.link.number, draft)
         if bits_per_s:
             num_bits = 8 * len(frames.encode(draft)) + frames.TRANSPORT_BITS
             self._uplink_free_at = max(self._uplink_free_at, self.clock()) + num_bits / bits_per_s
@@ -144,7 +156,7 @@ class Device:
             await asyncio.sleep(seconds)
 
     async def close(self) -> None:
-        await self.line.close()
+        await self.router.close()
         self._executor.shutdown()
 
     async def _compute(self, work: Callable[..., T], *args: object) -> T:

@@ -17,17 +17,20 @@ from multispin.errors import BadInput, MultispinError
 from multispin.lm.llama import LlamaModel
 from multispin.lm.ngram import NgramModel, byte_vocabulary, corpus
 from multispin.lm.record import read_record
-from multispin.net.address import Address, parse_address
+from multispin.net.address import Address, elsewhere, parse_address
 from multispin.net.device import Device
 from multispin.net.line import Dial, Line
 from multispin.net.link import DeviceLink
 from multispin.net.observer import Observer
+from multispin.net.router import Router, check_wish
 from multispin.net.websocket import WebSocketTransport
 from multispin.types import Offline
+from multispin.wire.frames import Wish
 
 NGRAM_ORDER = 3  # one less than the target of the same name: a drafter should be the weaker one
 NGRAM_CONTEXT = 1 << 16  # tokens; it looks at the last few only
 REPLAY_PREFIX = "replay:"
+NOTHING = Wish()
 
 
 class DrafterOptions(msgspec.Struct, frozen=True):
@@ -42,6 +45,7 @@ class DrafterOptions(msgspec.Struct, frozen=True):
     draft_s_per_token: float = 0.0
     spectral_efficiency: float = 1.0
     pads: bool = False
+    cell: str = ""  # the radio site that it is in
 
 
 async def connect(
@@ -51,48 +55,83 @@ async def connect(
     *,
     others: Sequence[Address] = (),
     offline: Offline = "wait",
+    wish: Wish = NOTHING,
     rng: random.Random | None = None,
 ) -> Device:
     """Load the drafter, connect, agree on the vocabulary.
 
     Whenever the link is lost, the server has the next one, or the first of the ``others`` that
-    answers. Raise BadInput when none answers now, PeerError when the server declines.
+    answers. Servers may be directories: then a replica is met that would serve the ``wish``. Raise
+    BadInput when none answers now, PeerError when the server declines.
     """
     drafter = await asyncio.to_thread(_load, options)
     is_ngram = options.draft == "ngram"  # which is made of what the server says
     if offline == "draft" and not is_ngram:
         _check_alone(drafter, options.draft)
-    own = drafter.vocabulary if drafter else None
-    fingerprint = own.fingerprint if own else None
-
-    async def dial(address: Address) -> DeviceLink:
-        transport = await WebSocketTransport.connect(address)
-        try:
-            return await DeviceLink.greet(
-                transport,
-                options.draft,
-                fingerprint,
-                options.spectral_efficiency,
-                observers,
-                pads=options.pads,
-            )
-        except BaseException:
-            await transport.close()
-            raise
-
     first = parse_address(server) if isinstance(server, str) else server
-    dials = [functools.partial(dial, address) for address in (first, *others)]
-    link = await _first(dials)
+    dialler = _Dialler(first, options, observers)
+    if drafter is not None and drafter.vocabulary is not None:
+        dialler.fingerprint = drafter.vocabulary.fingerprint
+    dials = [functools.partial(dialler.dial, address) for address in (first, *others)]
+    line = Line(await _first(dials), dials, rng=rng)
+    router = Router(line, dialler.dial_replica)
     try:
+        link = await _met(router, wish)
         if is_ngram:
             drafter = await _ngram(link, options)
             if offline == "draft":
                 _check_alone(drafter, options.draft)
+            if router.has_directory:  # which may have targets of several vocabularies
+                dialler.fingerprint = link.welcome.fingerprint
     except BaseException:
-        await link.close()
+        await router.close()
         raise
-    line = Line(link, dials, rng=rng)
-    return Device(line, drafter, offline=offline, draft_s_per_token=options.draft_s_per_token)
+    return Device(router, drafter, offline=offline, draft_s_per_token=options.draft_s_per_token)
+
+
+async def _met(router: Router, wish: Wish) -> DeviceLink:
+    """A server that would serve the wish."""
+    if router.has_directory:
+        return await router.meet(wish)
+    check_wish(wish, router.welcome, lambda name: f"--{name.replace('_', '-')}")
+    return await router.line.link()
+
+
+class _Dialler:
+    """Says hello for one drafter. What shows the server at the ``first`` address who we are, or the
+    directory that was reached last, is shown to replicas."""
+
+    def __init__(
+        self, first: Address, options: DrafterOptions, observers: Sequence[Observer]
+    ) -> None:
+        self.fingerprint: str | None = None  # None: the drafter takes any vocabulary
+        self._directory = first
+        self._options = options
+        self._observers = observers
+
+    async def dial(self, address: Address, number: int = 0) -> DeviceLink:
+        options = self._options
+        transport = await WebSocketTransport.connect(address)
+        try:
+            link = await DeviceLink.greet(
+                transport,
+                options.draft,
+                self.fingerprint,
+                options.spectral_efficiency,
+                self._observers,
+                pads=options.pads,
+                cell=options.cell,
+                number=number,
+            )
+        except BaseException:
+            await transport.close()
+            raise
+        if link.welcome.is_directory:
+            self._directory = address
+        return link
+
+    async def dial_replica(self, server: str, number: int) -> DeviceLink:
+        return await self.dial(elsewhere(self._directory, server), number)
 
 
 async def _first(dials: Sequence[Dial]) -> DeviceLink:

@@ -8,14 +8,17 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
+import msgspec
+
 from multispin.errors import MultispinError, PeerError
-from multispin.net.link import DeviceLink
+from multispin.net.link import DeviceLink, LinkLost
 from multispin.net.observer import Observer
-from multispin.wire.frames import Welcome
+from multispin.wire.frames import Find, Redirect, Welcome
 
 FIRST_WAIT_S = 0.1
 MOST_WAIT_S = 5.0  # half of those who wait for a server are back 0.29 of it after the server is
 MOST_ASKED_S = 600.0
+FIND_S = 10.0  # a directory that takes longer to answer is as good as none
 # What time alone does not cure: whoever waits for a link is told. The line tries on.
 REFUSALS = frozenset(
     {"forbidden", "target_changed", "unauthorized", "version_mismatch", "vocabulary_mismatch"}
@@ -36,8 +39,9 @@ class Backoff:
     doubles each time ("full jitter"), so that those who lost the same server do not return as
     one."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, most_s: float = MOST_WAIT_S) -> None:
         self.rng = rng
+        self.most_s = most_s
         self.bound_s = FIRST_WAIT_S
 
     def reset(self) -> None:
@@ -46,15 +50,15 @@ class Backoff:
     def next_s(self, least_s: float = 0.0) -> float:
         """``least_s`` is what a server asked for."""
         wait_s = _bounded(least_s) + self.rng.uniform(0.0, self.bound_s)
-        self.bound_s = min(2 * self.bound_s, MOST_WAIT_S)
+        self.bound_s = min(2 * self.bound_s, self.most_s)
         return wait_s
 
 
 class Line:
     """The link that is up; when it is lost, the next one, by the first of ``dials`` that answers.
 
-    All servers must have the target of the first. Without ``dials`` there is one link and no other.
-    ``on_change`` is told when the link is lost and when there is a new one.
+    All servers must have the target of the first, or be directories. Without ``dials`` there is one
+    link and no other. ``on_change`` is told when the link is lost and when there is a new one.
     """
 
     def __init__(
@@ -120,6 +124,16 @@ class Line:
             await self._changed.wait()
         return self._link
 
+    async def find(self, find: Find, *, waits: bool = True) -> Redirect:
+        """As `router.Finder.find`, where the line leads to a directory."""
+        while True:
+            link = await self.link(waits=waits)
+            try:
+                return await _ask(link, find)
+            except LinkLost:
+                if not (waits and self.returns):
+                    raise
+
     async def close(self) -> None:
         try:
             if self._keeper is not None:
@@ -171,7 +185,8 @@ class Line:
     async def _dial(self) -> DeviceLink:
         link = await self._dials[self._at]()
         before, now = self.welcome, link.welcome
-        if (now.fingerprint, now.target) == (before.fingerprint, before.target):
+        is_same = (now.fingerprint, now.target) == (before.fingerprint, before.target)
+        if is_same or now.is_directory:
             return link
         await link.close()
         raise PeerError(
@@ -183,6 +198,17 @@ class Line:
     def _tell_waiting(self) -> None:
         self._changed.set()
         self._changed.clear()
+
+
+async def _ask(link: DeviceLink, find: Find) -> Redirect:
+    with link.channel() as channel:
+        await channel.send(msgspec.structs.replace(find, session=channel.number))
+        try:
+            async with asyncio.timeout(FIND_S):
+                return await channel.receive(Redirect)
+        except TimeoutError:
+            message = f"the directory did not answer within {FIND_S:g} s"
+            raise PeerError(message, code="overloaded") from None
 
 
 def _bounded(asked_s: float) -> float:

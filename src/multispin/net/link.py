@@ -13,7 +13,16 @@ from multispin.net.padded import PaddedTransport
 from multispin.net.transport import Transport, TransportClosed
 from multispin.types import TokenIds
 from multispin.wire import frames
-from multispin.wire.frames import PROTOCOL_VERSION, Error, Frame, Hello, Tokenize, Tokens, Welcome
+from multispin.wire.frames import (
+    PROTOCOL_VERSION,
+    Error,
+    Frame,
+    Hello,
+    Redirect,
+    Tokenize,
+    Tokens,
+    Welcome,
+)
 
 F = TypeVar("F", bound=Frame)
 
@@ -22,6 +31,14 @@ WELCOME_TIMEOUT_S = 10.0
 
 class LinkLost(PeerError):
     """The link ended, and not only a session; ``code`` says why."""
+
+
+class Redirected(PeerError):
+    """The server does not serve the session, or no longer: a directory knows who does."""
+
+    def __init__(self, directory: str) -> None:
+        super().__init__("the server sends the session elsewhere", code="redirected")
+        self.directory = directory  # empty: the one that the device knows
 
 
 class Received(NamedTuple):
@@ -36,21 +53,23 @@ class Channel:
         self.number = number
         self.uplink_bytes = 0
         self.downlink_bytes = 0
-        self._link = link
+        self.link = link
         self._inbox: asyncio.Queue[Received | BaseException] = asyncio.Queue()
 
     async def send(self, frame: frames.FromDevice) -> None:
-        self.uplink_bytes += await self._link.send(frame)
+        self.uplink_bytes += await self.link.send(frame)
 
     async def receive(self, kind: type[F]) -> F:
-        """The next frame, which must be a ``kind``. What the server refuses is raised, and LinkLost
-        when nothing more can come."""
+        """The next frame, which must be a ``kind``. What the server refuses is raised, Redirected
+        when the session is to go on elsewhere, and LinkLost when nothing more can come."""
         received = await self._inbox.get()
         if isinstance(received, BaseException):
             raise received
         self.downlink_bytes += received.num_bytes
         if isinstance(received.frame, Error):
             raise _refusal(received.frame)
+        if isinstance(received.frame, Redirect) and kind is not Redirect:
+            raise Redirected(received.frame.server)
         if not isinstance(received.frame, kind):
             raise PeerError(
                 f"the server sent {type(received.frame).__name__.lower()} where "
@@ -68,15 +87,21 @@ class Channel:
 
 
 class DeviceLink:
-    """One connection after hello and welcome, shared by any number of channels."""
+    """One connection after hello and welcome, shared by any number of channels.
 
-    number = 0  # for observers: a device has one link
+    ``number`` tells a device's links apart, for observers.
+    """
 
     def __init__(
-        self, transport: Transport, welcome: Welcome, observers: Sequence[Observer] = ()
+        self,
+        transport: Transport,
+        welcome: Welcome,
+        observers: Sequence[Observer] = (),
+        number: int = 0,
     ) -> None:
         self.welcome = welcome
         self.observers = observers
+        self.number = number
         self.id_bits = frames.id_bits(welcome.vocabulary_size)
         self._channels: dict[int, Channel] = {}
         self._transport = (
@@ -97,13 +122,16 @@ class DeviceLink:
         observers: Sequence[Observer] = (),
         *,
         pads: bool = False,
+        cell: str = "",
+        number: int = 0,
     ) -> DeviceLink:
         """Say hello; with ``pads`` ask for a padded link. Raise PeerError if the server declines or
         does not answer."""
-        hello = Hello(PROTOCOL_VERSION, drafter, fingerprint, spectral_efficiency, pads)
+        hello = Hello(PROTOCOL_VERSION, drafter, fingerprint, spectral_efficiency, pads, cell)
         try:
             async with asyncio.timeout(WELCOME_TIMEOUT_S):
-                await transport.send(frames.encode(hello))
+                with contextlib.suppress(TransportClosed):  # it may have said why
+                    await transport.send(frames.encode(hello))
                 answer = frames.decode_from_server(await transport.receive())
         except TransportClosed:
             raise PeerError("the server closed the link at hello", code="unreachable") from None
@@ -122,8 +150,8 @@ class DeviceLink:
                 )
             case Welcome():
                 for observer in observers:
-                    observer.joined(cls.number, hello)
-                return cls(transport, answer, observers)
+                    observer.joined(number, hello)
+                return cls(transport, answer, observers, number)
             case Error():
                 raise _refusal(answer)
             case _:
@@ -144,6 +172,16 @@ class DeviceLink:
         """Wait for the end; why it came."""
         await self._has_ended.wait()
         return self.loss
+
+    @property
+    def num_channels(self) -> int:
+        """That are in use."""
+        return len(self._channels)
+
+    @property
+    def num_used(self) -> int:
+        """Channels that there ever were."""
+        return self._next_number
 
     @contextlib.contextmanager
     def channel(self) -> Iterator[Channel]:
@@ -199,6 +237,8 @@ class DeviceLink:
                     case Tokens(request=number) | frames.Opened(session=number):
                         pass
                     case frames.Verdict(session=number) | Error(session=number):
+                        pass
+                    case Redirect(session=number):
                         pass
                     case _:
                         raise PeerError("a second welcome", code="out_of_order")

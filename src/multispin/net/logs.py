@@ -29,6 +29,7 @@ from multispin.wire.frames import (
     Hello,
     Open,
     Opened,
+    Redirect,
     Resume,
     Verdict,
 )
@@ -97,6 +98,8 @@ class EventLog(Observer):
                 _tell("opened", device, session, 0, draft_length=draft_length)
             case Error(session=int(session), code=code):
                 self._end("refused", device, session, logging.WARNING, code=code)
+            case Redirect(session=session, server=server):
+                self._end("redirected", device, session, server=server)
             case Error(code=code):
                 _tell("link_refused", device, level=logging.WARNING, code=code)
 

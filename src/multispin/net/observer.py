@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from multispin.wire.frames import Draft, FromDevice, FromServer, Hello
 
 
@@ -38,3 +40,6 @@ class Observer:
 
     def pass_ended(self, num_rows: int, forward_s: float) -> None:
         """On the server: it took so long; the verdicts are yet to be sent."""
+
+    def shared_out(self, budgets: Mapping[str, float]) -> None:
+        """On the server: these radio cells have these budgets now, whatever they had before."""

@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import itertools
 import logging
 import secrets
 import time
-from collections.abc import Callable, Collection, Coroutine, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
+from multispin.core.controller import SessionKey
 from multispin.core.engine import StepEngine
 from multispin.core.gate import being_stopped
 from multispin.core.limits import ServerLimits
 from multispin.core.prompt import prompt_text, with_bos
 from multispin.core.server import Outgoing, ServerCore
-from multispin.core.tenant import LOCAL, Tenant
 from multispin.core.welcome import welcome
 from multispin.errors import EngineLost, IncompatibleModels, MultispinError, PeerError
+from multispin.net.links import RESTART_S, Links
 from multispin.net.observer import Observer
-from multispin.net.offences import SHUT_OUT_S, Peers, is_offence
 from multispin.net.schema_trial import SchemaTrials
 from multispin.net.server_link import Link
-from multispin.net.transport import ServerTransport, TransportClosed
 from multispin.types import TokenIds
 from multispin.wire import frames
 from multispin.wire.frames import (
-    PROTOCOL_VERSION,
     TRANSPORT_BITS,
     Close,
     Draft,
@@ -37,6 +32,7 @@ from multispin.wire.frames import (
     Hello,
     Open,
     Opened,
+    Redirect,
     Resume,
     Tokenize,
     Tokens,
@@ -45,13 +41,12 @@ from multispin.wire.frames import (
 
 log = logging.getLogger("multispin.server")
 
-HELLO_TIMEOUT_S = 10.0  # a peer that says nothing for so long is cut off
 SWEEP_S = 1.0  # sessions that were abandoned are looked for so often
-RESTART_S = 1.0  # a server that is stopped is not asked again before
+HAND_OVER_S = 0.1  # for a session to begin elsewhere before the next one is sent there
 MAX_TOKENIZED = 1 << 18  # characters of a text that a device may have tokenized
 
 
-class EdgeServer:
+class EdgeServer(Links):
     """The server of one engine: ``run`` drives it, ``serve`` is called once per link."""
 
     def __init__(
@@ -62,16 +57,16 @@ class EdgeServer:
         observers: Sequence[Observer] = (),
         *,
         pads: bool = False,
+        directory: str = "",
     ) -> None:
+        """``directory`` tells devices where to go: it sends those here who are to be served."""
+        super().__init__(clock, observers)
         self.core = ServerCore(engine.info, limits, clock, secrets.token_bytes)
         self.engine = engine
-        self._clock = clock
-        self._observers = observers
         self._pads = pads  # every link to another host, and not only those that ask for it
-        self._peers = Peers(clock)
-        self._links: dict[Link, None] = {}
+        self._directory = directory  # or empty: there is none
         self._work = asyncio.Event()
-        self._left = asyncio.Event()  # a link is gone
+        self.changed = asyncio.Event()  # the condition; set, and replaced, by each change
         self._swept_at = 0.0  # what was abandoned
         self._failure: str | None = None  # of the policy, that the log has told of
         self._trials = SchemaTrials()
@@ -119,7 +114,7 @@ class EdgeServer:
         if self._clock() - self._swept_at > SWEEP_S:
             self._swept_at = self._clock()
             self._deliver(self.core.end_abandoned())
-        if self.core.draining:
+        if self.core.draining and not self._directory:
             self._send_devices_off()
 
     def _log_failure(self) -> None:
@@ -129,99 +124,75 @@ class EdgeServer:
             log.error("%s", failure)
         self._failure = failure
 
-    def _deliver(self, outgoing: list[Outgoing]) -> None:
-        for link, frame in outgoing:
-            if link in self._links:
-                self._send(link, frame)
-
     def _send(self, link: Link, frame: frames.FromServer) -> None:
-        link.send(frame)
-        for observer in self._observers:
-            observer.down(link.number, frame)
         match frame:
             case Opened(session=session) | Verdict(session=session, finish=None):
                 link.uploads.grant(session, frame.upload_bits_per_s, self._clock())
-            case Verdict(session=session) | Error(session=int(session)):
+            case Verdict(session=session) | Error(session=int(session)) | Redirect(session=session):
                 link.uploads.end(session)
-        if link.is_too_slow:
-            self._cut_off(link)
-
-    def _cut_off(self, link: Link) -> None:
-        """It does not read: what it was to be told is of use to who watches only."""
-        error = Error(None, "too_slow", "the device does not read what it is sent")
-        for observer in self._observers:
-            observer.down(link.number, error)
-        self._let_go(link)
-        link.abort()
+        super()._send(link, frame)
 
     # --- the end -------------------------------------------------------------------------------
 
     async def drain(self, seconds: float) -> None:
         """Nobody new is taken in; devices are sent off, to resume elsewhere or here later, once
-        they have the verdicts of the running pass; texts of this process's own endpoint may end."""
+        they have the verdicts of the running pass; with a directory, they are handed over one by
+        one. Texts of this process's own endpoint may end."""
         self.core.refuse_new(RESTART_S)
         self._work.set()
+        self._tell_change()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
+                if self._directory:
+                    await self._hand_over(seconds)
                 while self._links:
-                    self._left.clear()
-                    await self._left.wait()
+                    await self._one_left()
         for link in list(self._links):
             self._send_off(link, being_stopped(RESTART_S))
+
+    async def _hand_over(self, seconds: float) -> None:
+        """Devices' sessions, one after the other: who takes them has to read each anew. In half as
+        many seconds; all verdicts so far have been sent, and what a pass is at is not told."""
+        keys = [key for key in self.core.open_sessions if not _link(key).is_local]
+        pause_s = min(HAND_OVER_S, 0.5 * seconds / (len(keys) + 1))
+        last: Link | None = None
+        for key in keys:  # before the first, the directory is to hear of it
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    while last is None or last in self._links:
+                        await self._one_left()
+            self._deliver(self.core.hand_over(key, self._directory))
+            last = _link(key)
+        self._send_devices_off()
 
     def _send_devices_off(self) -> None:
         for link in list(self._links):
             if not link.is_local:
                 self._send_off(link, being_stopped(RESTART_S))
 
-    @property
-    def links(self) -> Collection[Link]:
-        return self._links.keys()
+    def _tell_change(self) -> None:
+        changed, self.changed = self.changed, asyncio.Event()
+        changed.set()
+
+    def set_budgets(self, budgets: Mapping[str, float]) -> None:
+        """Of radio cells; see core.cells. Raise BadInput for what none can be."""
+        self.core.controller.set_budgets(budgets)
+        for observer in self._observers:
+            observer.shared_out(self.core.controller.budgets)
 
     # --- one link ------------------------------------------------------------------------------
 
-    def serve(
-        self, transport: ServerTransport, tenant: Tenant = LOCAL
-    ) -> Coroutine[Any, Any, None]:
-        """Speak with one device until it leaves or breaks the protocol."""
-        taken = {link.number for link in self._links}
-        link = Link(transport, tenant, next(n for n in itertools.count() if n not in taken))
-        self._links[link] = None
-        transport.receiver = functools.partial(self._receive, link)
-        return self._speak(link)
+    @property
+    def is_draining(self) -> bool:
+        return self.core.draining
 
-    def _receive(self, link: Link, data: bytes | None) -> None:
-        """A message has come, or the end. A draft is taken at once: that takes microseconds."""
-        if link not in self._links:
-            return
-        if data is None:
-            self._let_go(link)
-            return
-        link.num_received += len(data)
-        self._pace(link, 1)
-        if link not in self._links:  # cut off: what it says is no offence any more
-            return
-        try:
-            message = frames.decode_from_device(data)
-        except PeerError as error:
-            self._refuse(link, error)
-            return
+    def _take(self, link: Link, message: FromDevice, num_bytes: int) -> None:
+        """A draft is taken at once: that takes microseconds."""
         if isinstance(message, Draft) and link.is_welcome:
             self._observe(link, message)
-            self._answer(link, message, self._draft(link, message, 8 * len(data)))
+            self._answer(link, message, self._draft(link, message, 8 * num_bytes))
         else:
-            link.put(message, len(data))
-
-    def _pace(self, link: Link, num_frames: int) -> None:
-        """So many came, or, on a padded link, were answered with."""
-        if link.pace.is_spent(self._clock(), num_frames):
-            link.rest()
-        if link.is_too_slow and link in self._links:
-            self._cut_off(link)
-
-    def _observe(self, link: Link, message: FromDevice) -> None:
-        for observer in self._observers:
-            observer.up(link.number, message)
+            super()._take(link, message, num_bytes)
 
     def _draft(self, link: Link, message: Draft, num_bits: int) -> list[Outgoing]:
         session = message.session
@@ -232,80 +203,17 @@ class EdgeServer:
         return [(link, Error(session, "too_fast", text))]
 
     def _answer(self, link: Link, message: FromDevice, answers: list[Outgoing]) -> None:
-        self._deliver(answers)
-        for _, frame in answers:
-            if isinstance(frame, Error) and is_offence(message, frame.code):
-                self._blame(link)
+        super()._answer(link, message, answers)
         self._work.set()
-
-    async def _speak(self, link: Link) -> None:
-        try:
-            await self._greet(link)
-            while True:
-                message = await link.receive()
-                self._observe(link, message)
-                self._answer(link, message, await self._handle(link, message))
-                await asyncio.sleep(0)  # the others have their turn, and the answer leaves
-        except TransportClosed:
-            pass
-        except MultispinError as error:
-            self._refuse(link, error)
-        finally:
-            self._let_go(link)
-            link.close()
-
-    # --- how a link ends -----------------------------------------------------------------------
-
-    def _blame(self, link: Link) -> None:
-        """It offended; after too many times it has to go, and so do its next links for a while."""
-        self._peers.offended(link.peer)
-        if link.offences.add(self._clock()):
-            self._send_off(link, _abusive(SHUT_OUT_S))
-
-    def _refuse(self, link: Link, error: MultispinError) -> None:
-        """What the device sent ends its link."""
-        if is_offence(None, error.code):
-            self._peers.offended(link.peer)
-        self._send_off(link, error)
-
-    def _send_off(self, link: Link, error: MultispinError) -> None:
-        """Say why, then close."""
-        if link in self._links:
-            self._send(link, Error.of(None, error))
-            self._let_go(link)
-            link.close()
 
     def _let_go(self, link: Link) -> None:
-        """Nothing more is done for it."""
-        if link not in self._links:
-            return
-        del self._links[link]
-        link.leave()
-        self.core.drop(link)
-        for observer in self._observers:
-            observer.left(link.number)
-        self._work.set()
-        self._left.set()
+        if link in self._links:
+            self.core.drop(link)
+            super()._let_go(link)
+            self._work.set()
 
-    async def _greet(self, link: Link) -> None:
-        if self.core.draining:
-            raise being_stopped(RESTART_S)
-        if left_s := self._peers.shut_out_s(link.peer):
-            raise _abusive(left_s)
-        try:
-            async with asyncio.timeout(HELLO_TIMEOUT_S):
-                hello = await link.receive()
-        except TimeoutError:
-            raise PeerError("no hello within 10 s", code="out_of_order") from None
-        if not isinstance(hello, Hello):
-            raise PeerError("the first message must be hello", code="out_of_order")
+    async def _greet(self, link: Link, hello: Hello) -> None:
         info = self.core.info
-        if hello.version != PROTOCOL_VERSION:
-            raise PeerError(
-                f"hello.version = {hello.version}: this server speaks {PROTOCOL_VERSION}; "
-                "install the same version of multispin on both sides",
-                code="version_mismatch",
-            )
         if hello.fingerprint not in (None, info.fingerprint):
             raise IncompatibleModels(
                 "drafter",
@@ -313,26 +221,14 @@ class EdgeServer:
                 f"its vocabulary differs from that of the target {info.target}: draft with a "
                 "model of the target's family, or with lookup",
             )
-        self.core.connect(link, hello.spectral_efficiency, tenant=link.tenant)
-        link.is_welcome = True
-        for observer in self._observers:
-            observer.joined(link.number, hello)
+        self.core.connect(link, hello.spectral_efficiency, tenant=link.tenant, cell=hello.cell)
         pads = hello.pads or (self._pads and not link.is_local)
-        self._send(link, welcome(self.core, link.tenant, pads=pads))
-        if pads:
-            link.pad(functools.partial(self._pace, link))
+        self._welcome(link, hello, welcome(self.core, link.tenant, pads=pads))
 
     async def _handle(self, link: Link, message: FromDevice) -> list[Outgoing]:
         match message:
             case Open():
-                try:
-                    self.core.check_open(link, message)
-                    if message.json_schema:
-                        await self._trials.check(message.json_schema, link.tenant.name)
-                    prompt = await self._tokenize_prompt(message)
-                except MultispinError as error:
-                    return [(link, Error.of(message.session, error))]
-                return self.core.open(link, message, prompt)
+                return await self._open(link, message)
             case Resume():
                 return self.core.resume(link, message)
             case Close():
@@ -351,6 +247,25 @@ class EdgeServer:
                     f"{type(message).__name__.lower()} is out of place here", code="out_of_order"
                 )
 
+    async def _open(self, link: Link, message: Open) -> list[Outgoing]:
+        if self._belongs_elsewhere(link, message):
+            return [(link, Redirect(message.session, self._directory))]
+        try:
+            self.core.check_open(link, message)
+            if message.json_schema:
+                await self._trials.check(message.json_schema, link.tenant.name)
+            prompt = await self._tokenize_prompt(message)
+        except MultispinError as error:
+            return [(link, Error.of(message.session, error))]
+        if self._belongs_elsewhere(link, message):  # by now
+            return [(link, Redirect(message.session, self._directory))]
+        return self.core.open(link, message, prompt)
+
+    def _belongs_elsewhere(self, link: Link, message: Open) -> bool:
+        """Whether a directory has to say where."""
+        is_placed = message.is_placed and not self.core.draining
+        return bool(self._directory) and not link.is_local and not is_placed
+
     async def _tokenize_prompt(self, message: Open) -> TokenIds:
         vocabulary = self.core.vocabulary
         text, parse_special = prompt_text(message.prompt, vocabulary, message.tools)
@@ -358,9 +273,6 @@ class EdgeServer:
         return with_bos(ids, message.prompt, vocabulary)
 
 
-def _abusive(retry_after_s: float) -> PeerError:
-    return PeerError(
-        "too many frames that no honest device sends: not let in for a while",
-        code="abusive",
-        retry_after_s=retry_after_s,
-    )
+def _link(key: SessionKey) -> Link:
+    assert isinstance(key.link, Link)
+    return key.link

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from multispin.wire.frames import (
     Hello,
     Open,
     Opened,
+    Redirect,
     Resume,
     Verdict,
 )
@@ -112,6 +113,7 @@ class DeviceState:
 
     drafter: str
     spectral_efficiency: float
+    cell: str = ""  # the radio cell
     draft_length: int = 0
     upload_bits_per_s: int = 0  # 0: no limit
     stats: SpeculationStats = field(default_factory=SpeculationStats)
@@ -160,6 +162,7 @@ class Telemetry(Observer):
         self.verify_rows = Histogram(ROWS)
         self.refusals: dict[str, int] = {}  # by code
         self._control = control or ControlSettings()
+        self._budgets: Mapping[str, float] = {}  # by radio cell, that were said since the start
         self._clock = clock
         self._gone = SpeculationStats()  # of devices that left
         self._recent = RecentDrafts()
@@ -185,14 +188,15 @@ class Telemetry(Observer):
         return self._recent
 
     def share(self, state: DeviceState) -> float | None:
-        """Of the uplink, as granted last; None where nobody shares it out."""
-        if self._control.budget is None:
+        """Of its cell's uplink, as granted last; None where nobody shares it out."""
+        budget = self._budgets.get(state.cell, self._control.budget)
+        if self._control.policy is None or budget is None:
             return None
-        if state.draft_length == 0:
+        if state.draft_length == 0 or budget == 0:
             return 0.0
         in_hertz = self._control.bandwidth_hz is not None
         efficiency = state.spectral_efficiency if in_hertz else 1.0
-        return state.upload_bits_per_s / efficiency / self._control.budget
+        return state.upload_bits_per_s / efficiency / budget
 
     def recent_passes(self) -> RecentPasses:
         self._follow(self._clock())
@@ -215,7 +219,8 @@ class Telemetry(Observer):
     # --- what happens --------------------------------------------------------------------------
 
     def joined(self, device: int, hello: Hello) -> None:
-        self.devices[device] = DeviceState(hello.drafter[:MAX_NAME], hello.spectral_efficiency)
+        name, efficiency = hello.drafter[:MAX_NAME], hello.spectral_efficiency
+        self.devices[device] = DeviceState(name, efficiency, hello.cell)
 
     def left(self, device: int) -> None:
         if (state := self.devices.pop(device, None)) is not None:
@@ -243,8 +248,11 @@ class Telemetry(Observer):
                 self._judged(state, frame)
             case Opened():
                 state.take_grant(frame)
-            case Error(session=int(session)):
+            case Error(session=int(session)) | Redirect(session=session):
                 state.texts.pop(session, None)
+
+    def shared_out(self, budgets: Mapping[str, float]) -> None:
+        self._budgets = budgets
 
     def refused(self, code: str) -> None:
         """A frame, a request or a connection was. Codes of the other side's may be any words."""

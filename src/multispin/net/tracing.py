@@ -25,7 +25,16 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from multispin.errors import BadInput
 from multispin.net.observer import Observer
-from multispin.wire.frames import Close, Draft, Error, FromDevice, FromServer, Open, Verdict
+from multispin.wire.frames import (
+    Close,
+    Draft,
+    Error,
+    FromDevice,
+    FromServer,
+    Open,
+    Redirect,
+    Verdict,
+)
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -155,6 +164,8 @@ class _Spans(Observer):
                 self.end((device, number), finish)
             case Error(session=int(number), code=code):
                 self.end((device, number), code)
+            case Redirect(session=number):
+                self.end((device, number), "redirected")
 
     def left(self, device: int) -> None:
         for key in [key for key in self.sessions if key[0] == device]:

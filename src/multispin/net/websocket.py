@@ -43,12 +43,12 @@ class WebSocketTransport:
         self._socket = socket
 
     @classmethod
-    async def connect(cls, address: Address) -> WebSocketTransport:
+    async def connect(cls, address: Address, path: str = DEVICE_PATH) -> WebSocketTransport:
         """Raise BadInput when nobody answers there, PeerError when we are not let in."""
         scheme = "ws" if address.tls is None else "wss"
         try:
             socket = await _Connect(
-                f"{scheme}://{address.authority}{DEVICE_PATH}",
+                f"{scheme}://{address.authority}{path}",
                 ssl=address.tls,
                 additional_headers=address.headers,
                 compression=None,  # packed ids do not shrink

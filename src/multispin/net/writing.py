@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+import msgspec
+
+from multispin.core.beginning import beginning_of
 from multispin.core.device import Committed, DeviceSession
 from multispin.core.speculation import SpeculationStats
 from multispin.errors import PeerError
-from multispin.net.link import Channel, DeviceLink, LinkLost
-from multispin.wire.frames import Close, Open, Opened, Resume, Verdict
+from multispin.net.link import Channel, LinkLost, Redirected
+from multispin.net.router import BUSY, Search, Unplaced
+from multispin.wire.frames import Close, Find, Open, Opened, Resume, Verdict, Welcome, Wish
 
 if TYPE_CHECKING:
     from multispin.net.device import Device, Request
@@ -19,18 +23,17 @@ if TYPE_CHECKING:
 # Messages went astray: the two sides do not mean the same, and the device says where it stands.
 ASTRAY = frozenset({"abandoned", "bad_frame", "digest_mismatch", "out_of_order", "unknown_session"})
 MAX_VAIN = 3  # so often, with no token in between
-# Who has begun a text waits for a place; who has not is told that there is none.
-LEAVING = frozenset({"draining", "loading"})
-BUSY = LEAVING | {"overloaded", "rate_limited"}
+NEVER: frozenset[str] = frozenset()
+OF_TEXT = ("target", "fingerprint", "reproducible")  # what a text may depend on
 
 T = TypeVar("T")
 
 
 class _Place(NamedTuple):
-    """A session on a link: whose answers come by the channel."""
+    """Whose answers come by the channel; ``server`` is as in Search."""
 
-    link: DeviceLink
     channel: Channel
+    server: str
 
 
 class Writing:
@@ -47,6 +50,8 @@ class Writing:
         self._request = request
         self._seq = seq
         self._place: _Place | None = None
+        self._home: _Place | None = None  # where the session was opened or resumed last
+        self._is_settled = False  # it got on there
         self._in_place = contextlib.ExitStack()
         self._may_draft = asyncio.Event()
         self._may_send = asyncio.Event()
@@ -55,6 +60,12 @@ class Writing:
         self._has_news = asyncio.Event()  # while it seeks
         self._failure: BaseException | None = None  # of drafting
         self._num_vain = 0
+
+    @property
+    def target(self) -> str:
+        """Of the server that writes it."""
+        assert self._home is not None
+        return self._home.channel.link.welcome.target
 
     @property
     def stats(self) -> SpeculationStats:
@@ -92,11 +103,13 @@ class Writing:
             verdict = await self._place.channel.receive(Verdict)
             committed = self.session.apply(verdict, self._device.clock())
         except PeerError as error:
-            if not self._is_curable(error):
+            busy = BUSY if self._device.router.has_directory else NEVER
+            if not self._is_curable(error, busy):
                 raise
-            self._seek(is_alone=isinstance(error, LinkLost))
+            self._seek(error)
             return None
         self._num_vain = 0
+        self._is_settled = True
         self._wake()
         return committed
 
@@ -148,13 +161,14 @@ class Writing:
 
     async def open(self) -> None:
         """Begin the session; raise what the server has against it."""
-        self.session = await self._until_answered(self._begin, LEAVING)
+        search = self._search()
+        self.session = await self._until_answered(self._begin, search)
 
-    async def _begin(self) -> DeviceSession:
-        link, channel = await self._take_place()
-        message = self._device.order(self._request, link, channel)
-        opened = await _ask(channel, message)
-        return self._device.session(message, opened, self._seq, link.welcome)
+    async def _begin(self, search: Search) -> DeviceSession:
+        channel, server = await self._take_place(search)
+        message = self._device.order(self._request, channel, is_placed=bool(server))
+        opened = await self._ask(message)
+        return self._device.session(message, opened, self._seq, channel.link.welcome)
 
     async def close(self) -> None:
         """Leave; a text that has not ended is no longer wanted."""
@@ -174,23 +188,35 @@ class Writing:
         finally:
             self._in_place.close()
 
-    def _is_curable(self, error: PeerError) -> bool:
+    def _is_curable(self, error: PeerError, busy: frozenset[str]) -> bool:
         """Whether to go on where the device stands: on another link, or, if it was no more than
         messages that went astray, on this one."""
+        if isinstance(error, Redirected | Unplaced):
+            return True
         if not self._device.outlasts_links:
             return False
         if error.code in ASTRAY:
             self._num_vain += 1
             return self._num_vain <= MAX_VAIN
-        return isinstance(error, LinkLost)
+        return isinstance(error, LinkLost) or error.code in busy
 
-    def _seek(self, *, is_alone: bool) -> None:
-        if is_alone and self._device.offline == "draft" and self._request.provisional:
+    def _seek(self, error: PeerError) -> None:
+        is_lost = isinstance(error, LinkLost)
+        if is_lost and self._device.offline == "draft" and self._request.provisional:
             self.session.go_on_alone()
             self._may_draft.set()
         self._has_news.set()
-        self._seeking = asyncio.create_task(self._until_answered(self._resume, BUSY))
+        # A link that was merely cut leads back to the server that has the session.
+        is_left = isinstance(error, Redirected) or error.code in BUSY
+        leaves = is_left or (is_lost and not self._is_settled)
+        self._seeking = asyncio.create_task(self._found(error if leaves else None))
         self._seeking.add_done_callback(lambda _: self._has_news.set())
+
+    async def _found(self, leaves_for: PeerError | None) -> tuple[Open, Opened]:
+        search = self._search()
+        if leaves_for is not None:
+            await search.failed(leaves_for)
+        return await self._until_answered(self._resume, search)
 
     async def _go_on(self, seeking: asyncio.Task[tuple[Open, Opened]]) -> Committed | None:
         """What is drafted alone; then what was committed before the link was lost."""
@@ -203,55 +229,76 @@ class Writing:
         request, opened = seeking.result()
         self._seeking = None
         assert self._place is not None
-        committed = self.session.resume(request, opened, self._place.link.welcome)
+        committed = self.session.resume(request, opened, self._place.channel.link.welcome)
         self._wake()
         return committed
 
-    async def _until_answered(
-        self, ask: Callable[[], Coroutine[Any, Any, T]], busy: frozenset[str]
-    ) -> T:
-        """Until a server says yes: those that are ``busy``, or lost meanwhile, are asked again."""
-        backoff = self._device.line.backoff()
+    def _search(self) -> Search:
+        device, request, home = self._device, self._request, self._home
+        wish, last = request.wish, ""
+        if home is not None:
+            wish, last = Wish(wish.target or home.channel.link.welcome.target), home.server
+        find = Find(0, beginning_of(request.prompt), wish, last)
+        waits = device.offline != "fail"
+        return Search(device.router, find, is_begun=home is not None, waits=waits)
+
+    async def _until_answered(self, ask: Callable[[Search], Awaitable[T]], search: Search) -> T:
+        """Until a server says yes."""
         while True:
             try:
-                return await ask()
+                return await ask(search)
             except PeerError as error:
-                is_link_up = not isinstance(error, LinkLost)
-                if is_link_up and error.code in busy and self._device.outlasts_links:
-                    await asyncio.sleep(backoff.next_s(error.retry_after_s))
-                elif not self._is_curable(error):
+                if not self._is_curable(error, search.busy):
                     raise
+                await search.failed(error)
 
-    async def _resume(self) -> tuple[Open, Opened]:
+    async def _resume(self, search: Search) -> tuple[Open, Opened]:
         """As the server has the session, or anew with what is committed here."""
-        before = self._place
-        link, channel = await self._take_place()
-        request = self.session.reopening(channel.number, link.welcome)
-        resumption = self.session.resumption(channel.number)
+        before, home = self._place, self._home
+        channel, server = await self._take_place(search)
+        reopening = self.session.reopening(channel.number, channel.link.welcome)
+        request = msgspec.structs.replace(reopening, is_placed=bool(server))
+        resumption = None
+        if home is not None and home.server == server:
+            resumption = self.session.resumption(channel.number)
         if resumption is not None:
             try:
-                return request, await _ask(channel, resumption)
+                return request, await self._ask(resumption)
             except LinkLost:
                 raise
             except PeerError as error:
                 if error.code not in ("digest_mismatch", "unknown_session"):
                     raise
-        elif before is not None and before.link is link:
+        elif before is not None and before.channel.link is channel.link:
             await channel.send(Close(before.channel.number))
-        return request, await _ask(channel, request)
+        return request, await self._ask(request)
 
-    async def _take_place(self) -> _Place:
+    async def _take_place(self, search: Search) -> _Place:
         """A channel of the link that is up, or of the next one."""
-        link = await self._device.line.link(waits=self._device.offline != "fail")
+        link = await search.link()
+        if search.server and self._home is not None:
+            _check_same(self._home.channel.link.welcome, link.welcome)
         self._in_place.close()
         channel = self._in_place.enter_context(link.channel())
         if self._place is not None:
             channel.uplink_bytes = self._place.channel.uplink_bytes
             channel.downlink_bytes = self._place.channel.downlink_bytes
-        self._place = _Place(link, channel)
+        self._place = _Place(channel, search.server)
         return self._place
 
+    async def _ask(self, message: Open | Resume) -> Opened:
+        """In the place that was taken."""
+        assert self._place is not None
+        await self._place.channel.send(message)
+        opened = await self._place.channel.receive(Opened)
+        self._home, self._is_settled = self._place, False
+        return opened
 
-async def _ask(channel: Channel, message: Open | Resume) -> Opened:
-    await channel.send(message)
-    return await channel.receive(Opened)
+
+def _check_same(before: Welcome, now: Welcome) -> None:
+    """Raise LinkLost for a server that cannot go on with a text as the other one would have."""
+    if all(getattr(before, name) == getattr(now, name) for name in OF_TEXT):
+        return
+    message = f"the server has the target {now.target}, reproducible {now.reproducible}"
+    was = f"{before.target}, reproducible {before.reproducible}"
+    raise LinkLost(f"{message}, where the text began with {was}", code="target_changed")

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from multispin.cell.cluster import Cluster, Target
-from multispin.control.autoscale import Autoscaler, Scaling
-from multispin.control.replicas import NOWHERE, place_all, replica_seeds
+from multispin.control.autoscale import AIM, Autoscaler, Scaling
+from multispin.control.replicas import NOWHERE, place_all, replica_seeds, room_of
 from multispin.sim.steady import SteadyState
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -27,7 +27,6 @@ Bools: TypeAlias = npt.NDArray[np.bool_]
 
 STEP_S = 1.0
 SCALE_S = 15.0  # between two looks at the number of replicas
-AIM = 0.7  # of a replica's room that should be taken
 DETECT_S = 10.0  # keep-alives find a dead replica within this
 PATIENCE_S = 60.0  # a text that finds no place for so long is lost
 NEW, FAILURE, DRAIN, MOVE = range(4)  # why a text does not write: it looks for a place, or moves
@@ -90,13 +89,13 @@ class Site:
         self.num_cells = num_cells
         nobody = np.empty(0, np.int64)
         self.texts = opened(nobody.astype(np.uint64), nobody, nobody, nobody, 0.0)
-        self.up_at = np.full(section.max_replicas, np.inf)
+        self.up_at = np.full(section.most_replicas, np.inf)
         self.up_at[: section.min_replicas] = 0.0
         self.pauses: list[tuple[int, Floats]] = []  # why, and seconds without a token
         self.num_lost = self.num_ended = 0
-        self._seeds = replica_seeds(f"{section.name}-{i}" for i in range(section.max_replicas))
+        self._seeds = replica_seeds(f"{section.name}-{i}" for i in range(section.most_replicas))
         self._steady = SteadyState(target, policy)
-        self._scaler = Autoscaler(Scaling(section.min_replicas, section.max_replicas))
+        self._scaler = Autoscaler(Scaling(section.min_replicas, section.most_replicas))
 
     @property
     def num_present(self) -> int:
@@ -135,7 +134,8 @@ class Site:
         if not len(asking):
             return
         taken = np.bincount(texts.replica[texts.replica != NOWHERE], minlength=len(self.up_at))
-        room = np.where(self.up_at <= now, self.section.max_sessions - taken, 0)
+        places = np.where(self.up_at <= now, self.section.max_sessions, 0)
+        room = room_of(taken, places, len(asking))
         found = place_all(texts.key[asking], self._seeds, room)
         placed, found = asking[found != NOWHERE], found[found != NOWHERE]
         texts.replica[placed] = found

@@ -36,6 +36,7 @@ class VirtualDevice:
     round_trip_s: float = 0.0
     spectral_efficiency: float = 1.0
     payload: Payload | None = None  # for the controller
+    cell: str = ""  # the radio cell whose uplink it shares
 
 
 class Told(NamedTuple):
@@ -92,7 +93,8 @@ class Seat:
 
     def _greet(self) -> None:
         device = self._device
-        self._core.connect(self._index, device.spectral_efficiency, device.payload)
+        efficiency, payload = device.spectral_efficiency, device.payload
+        self._core.connect(self._index, efficiency, payload, cell=device.cell)
         self._travel(self._open)
 
     def _open(self) -> None:

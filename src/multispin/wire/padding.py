@@ -19,7 +19,16 @@ from __future__ import annotations
 import msgspec
 
 from multispin.errors import PeerError
-from multispin.wire.frames import MAX_FRAME_BYTES, Open, Opened, Resume, Tokenize, Tokens
+from multispin.wire.frames import (
+    MAX_FRAME_BYTES,
+    Find,
+    Open,
+    Opened,
+    Redirect,
+    Resume,
+    Tokenize,
+    Tokens,
+)
 
 PACE_S = 0.05
 PARCEL_BYTES = 128
@@ -30,7 +39,7 @@ MIN_BURST = 8  # parcels: 1 KB, which most prompts are shorter than
 MIN_TICKS = 16
 
 _AT_ONCE = frozenset(
-    kind.__struct_config__.tag for kind in (Open, Opened, Resume, Tokenize, Tokens)
+    kind.__struct_config__.tag for kind in (Open, Opened, Resume, Find, Redirect, Tokenize, Tokens)
 )
 
 

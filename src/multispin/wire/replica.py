@@ -1,9 +1,9 @@
 """The messages between a replica and who watches it: directories, and the supervisor.
 
 A watcher opens a WebSocket at WATCH_PATH of the replica's port (an access token with the scope
-`operate`, where there are tokens). The replica sends its `status` at once, every STATUS_S and
-whenever it begins to serve or to drain; a watcher may ask for documents, and the supervisor sets
-the budgets. One binary message carries one MessagePack array, as in wire/frames.py.
+`operate`, where there are tokens). The replica sends its `status` at once, every STATUS_S, and soon
+after its sessions or its condition have changed; a watcher may ask for documents, and the
+supervisor sets the budgets. One binary message carries one MessagePack array, as in wire/frames.py.
 """
 
 from __future__ import annotations
