@@ -61,6 +61,11 @@ def num_sessions(stage: Stage) -> int:
     return sum(replica.server.core.num_sessions for replica in stage.replicas.values())
 
 
+def told_sessions(stage: Stage) -> list[int]:
+    """What the directory knows of."""
+    return [r.status.num_sessions for r in stage.state.directory.replicas if r.status]
+
+
 def test_a_text_is_that_of_a_replica_and_sticks_to_one(tmp_path: Path) -> None:
     async def scene(stage: Stage) -> None:
         [direct] = {
@@ -74,7 +79,7 @@ def test_a_text_is_that_of_a_replica_and_sticks_to_one(tmp_path: Path) -> None:
         batches = {n: r.server.core.counters.num_batches for n, r in stage.replicas.items()}
         assert sum(batches[name] != before[name] for name in batches) == 1
 
-    play(scene, tmp_path)
+    play(scene, tmp_path, num_sequences=8)  # more places than texts between two statuses
 
 
 def test_the_model_of_a_request_is_the_target(tmp_path: Path) -> None:
@@ -88,16 +93,24 @@ def test_the_model_of_a_request_is_the_target(tmp_path: Path) -> None:
         await until(lambda: stage.state.directory.target_names == ["chat", "large"])
         await until(lambda: len(stage.serving) == 2)
         models = json.loads((await get(stage.address, "/v1/models"))[1])["data"]
-        assert [model["id"] for model in models] == ["chat", "large"]
+        assert [model["id"] for model in models] == ["chat", "large", "auto"]
         document = json.loads((await get(stage.address, "/openapi.json"))[1])
         schema = document["components"]["schemas"]["CompletionRequest"]
-        assert schema["properties"]["model"]["enum"] == ["chat", "large"]
+        assert schema["properties"]["model"]["enum"] == ["chat", "large", "auto"]
         for model, name in (("chat", "a"), ("large", "b")):
             counters = stage.replicas[name].server.core.counters
             before = counters.num_committed_tokens
             for number in range(4):
                 assert (await told(stage.address, model=model, prompt=f"{number}"))[0] == 200
             assert counters.num_committed_tokens == before + 4 * 30
+        for asked, name in (({}, "a"), ({"min_quality": 2}, "b")):
+            counters = stage.replicas[name].server.core.counters
+            before = counters.num_committed_tokens
+            code, document = await told(stage.address, model="auto", **asked)
+            assert (code, document["model"]) == (200, "ngram")
+            assert counters.num_committed_tokens == before + 30
+        code, document = await told(stage.address, model="auto", min_quality=3)
+        assert (code, document["error"]["code"]) == (400, "infeasible")
 
     play(scene, tmp_path)
 
@@ -142,6 +155,7 @@ def test_when_all_places_are_taken_or_nobody_serves(tmp_path: Path) -> None:
             fields = {**CHAT, "prompt": f"text {number}", "stream": True}
             writers.append((await ask(stage.address, **fields))[1])
             await until(lambda number=number: num_sessions(stage) == number + 1)
+        await until(lambda: all(told_sessions(stage)))
         status_code, document = await told(stage.address)
         assert (status_code, document["error"]["code"]) == (429, "overloaded")
         for replica in stage.replicas.values():

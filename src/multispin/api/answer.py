@@ -21,6 +21,7 @@ class Answer:
     def __init__(self, index: int, request: Request) -> None:
         self.index = index
         self.request = request
+        self.model = ""  # that writes it, by its own name
         self.text = ""
         self.logprobs: list[TokenLogprobs] = []
         self.finish: FinishReason | None = None
@@ -32,7 +33,7 @@ class Answer:
         """Write it. ``begin`` is awaited once it is certain that it can be, ``tell`` for all that
         is committed."""
         async with texts.write(self.request) as writing:
-            self.num_prompt = writing.session.num_prompt
+            self.num_prompt, self.model = writing.session.num_prompt, writing.target
             await begin(self)
             async for committed in writing:
                 self.text = extended(self.text, committed.text, committed.replaces)

@@ -20,7 +20,7 @@ from multispin.api.body import decode, read_body
 from multispin.api.dialects import Dialect
 from multispin.api.errors import ApiError, api_error
 from multispin.api.sse import EventStream, while_connected
-from multispin.api.texts import FindTexts, Texts, texts_of
+from multispin.api.texts import AUTO, FindTexts, Texts, texts_of
 from multispin.core.device import Committed
 
 TRACEPARENT_LENGTH = 55  # W3C's version 00
@@ -99,7 +99,7 @@ class Call:
 
         async def nothing(*news: Any) -> None: ...
 
-        await self._write(nothing, nothing)
+        await self._write(self._began, nothing)
         document = self._dialect.whole(
             object=self._dialect.whole_object,
             choices=[self._dialect.choice(answer) for answer in self._answers],
@@ -114,6 +114,7 @@ class Call:
         dialect = self._dialect
 
         async def begin(answer: Answer) -> None:
+            await self._began(answer)
             await events.start()
             if opening := dialect.opening(answer):
                 await events.send(self._chunk(opening))
@@ -132,6 +133,10 @@ class Call:
         if wants_usage:
             await events.send(self._chunk([], **self._summary()))
         await events.end()
+
+    async def _began(self, answer: Answer) -> None:
+        if self._texts.target == AUTO:  # now it is known what that is
+            self._head["model"] = answer.model
 
     async def _write(self, begin: Begin, tell: Tell) -> None:
         """All answers side by side; if one fails, the others are given up."""

@@ -19,6 +19,7 @@ from starlette.types import Scope
 
 from multispin.api.auth import TENANT
 from multispin.api.errors import ApiError
+from multispin.api.texts import AUTO
 from multispin.core.tenant import LOCAL, Tenant
 from multispin.errors import BadInput, PeerError
 from multispin.net.address import Address, is_loopback
@@ -55,11 +56,15 @@ class Proxy:
         self._left = asyncio.Event()
 
     def texts(self, scope: Scope) -> Sequence[DirectoryTexts]:
-        """Of all listed targets, for who asks."""
+        """Of all listed targets, and where there is a choice of whichever fits, for who asks."""
         who = scope.get(TENANT)
         token = Headers(scope=scope).get("authorization", "").partition(" ")[2].strip()
         tenant, token = (LOCAL, "") if who is None else (who, token)
-        return [DirectoryTexts(self, tenant, token, target) for target in self._directory.targets]
+        targets = list(self._directory.targets)
+        texts = [DirectoryTexts(self, tenant, token, t.listed.name, [t]) for t in targets]
+        if len(targets) > 1:
+            texts.append(DirectoryTexts(self, tenant, token, AUTO, targets))
+        return texts
 
     async def drain(self, seconds: float) -> None:
         """What is being written may end, for so long."""
@@ -152,16 +157,18 @@ class LocalFinder:
 
 
 class DirectoryTexts:
-    """Those of one target, for who asks."""
+    """Those of a target, or of whichever of ``targets`` is chosen for each, for who asks."""
 
     drafter = NO_DRAFTER
     draft_length = 0
     rule: AcceptanceRule = "coupled"
 
-    def __init__(self, proxy: Proxy, tenant: Tenant, token: str, target: TargetState) -> None:
-        self.target = target.listed.name
-        self.context_length = target.welcome.context_length if target.welcome else 0
-        self.is_up = target.serves
+    def __init__(
+        self, proxy: Proxy, tenant: Tenant, token: str, name: str, targets: Sequence[TargetState]
+    ) -> None:
+        self.target = name
+        self.context_length = min(t.welcome.context_length if t.welcome else 0 for t in targets)
+        self.is_up = any(target.serves for target in targets)
         self._proxy = proxy
         self._tenant = tenant
         self._token = token
@@ -172,7 +179,7 @@ class DirectoryTexts:
         if not self.is_up:
             message = f"no replica of {self.target} serves now: try again in a moment"
             raise ApiError(503, message, code="loading", retry_after_s=RETRY_S)
-        wish = changed(request.wish, target=self.target)
+        wish = changed(request.wish, target="" if self.target == AUTO else self.target)
         async with (
             self._proxy.device(self._tenant, self._token) as device,
             device.write(request._replace(wish=wish)) as writing,

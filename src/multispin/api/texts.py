@@ -30,6 +30,7 @@ from multispin.wire.frames import Wish
 
 MAX_WAITING = 64  # texts that wait for a place at a device's drafter
 NOTHING = Wish()
+AUTO = "auto"  # as the name of a target: whichever meets the request's budgets best
 
 
 class Texts(Protocol):

@@ -170,7 +170,8 @@ class _Group:
         self.replicas = replicas
         self.statuses: list[Status | None] = [None] * len(replicas)
         self.welcomes: list[Welcome | None] = [None] * len(replicas)  # last told, whatever became
-        self.num_sessions = np.zeros(len(replicas), np.int64)  # with those placed since the status
+        self.num_told = np.zeros(len(replicas), np.int64)  # sessions, by the last status
+        self.num_sessions = np.zeros(len(replicas), np.int64)  # with those placed since then
         self.max_sessions = np.zeros(len(replicas), np.int64)  # 0: it takes none
         self._profile = TargetProfile(
             target.name, target.quality, target.watts, target.cost_per_hour
@@ -182,7 +183,7 @@ class _Group:
         if status is not None and status.welcome is not None:
             self.welcomes[at] = status.welcome
         is_open = status is not None and self.condition(at) == "ok"
-        self.num_sessions[at] = status.num_sessions if status else 0
+        self.num_told[at] = self.num_sessions[at] = status.num_sessions if status else 0
         self.max_sessions[at] = status.max_sessions if status and is_open else 0
 
     @property
@@ -216,10 +217,14 @@ class _Group:
         return (mine.target, mine.fingerprint) == (theirs.target, theirs.fingerprint)
 
     def place(self, key: int, avoid: Sequence[int]) -> int:
-        """The replica of a session; NOWHERE if none has room."""
-        room = has_room(self.num_sessions, self.max_sessions)
-        room[avoid] = False
-        return place(key, self._seeds, room) if len(room) else NOWHERE
+        """The replica of a session; NOWHERE if none has room. Those placed since the last status
+        may have ended since: they do not make a replica full."""
+        for num_sessions in (self.num_sessions, self.num_told):
+            room = has_room(num_sessions, self.max_sessions)
+            room[avoid] = False
+            if room.any():
+                return place(key, self._seeds, room)
+        return NOWHERE
 
     def offer(self, at: int) -> Offer:
         status = self.statuses[at]
@@ -231,8 +236,9 @@ class _Group:
 def _best(
     groups: Sequence[_Group], key: int, avoid: Collection[_Place], budgets: Budgets
 ) -> _Place:
+    """Who asks for nothing gets the first target, whether it has room or not."""
     places = {}
-    for group in groups:
+    for group in groups if budgets.stated else groups[:1]:
         at = group.place(key, [place.at for place in avoid if place.group is group])
         if at != NOWHERE:
             places[group.target.name] = _Place(group, at)
