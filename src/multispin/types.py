@@ -24,6 +24,9 @@ Offline: TypeAlias = Literal["wait", "draft", "fail"]
 # Of a text whose request does not say: on the command line, in Python and over HTTP.
 MAX_TOKENS = 256
 DRAFT_LENGTH = 4
+# Of a server or a directory that is told to stop: until who is served has to be gone.
+DRAIN_S = 10.0
+MAX_DRAIN_S = 3600
 
 
 MAX_BIASES = 1024

@@ -21,6 +21,10 @@ from multispin.cell.replica_list import (
     ReplicaList,
     write_replica_list,
 )
+from multispin.core.tenant import LOCAL
+from multispin.net.address import parse_address
+from multispin.net.device import Device
+from multispin.net.directory import Directory
 from tests.api.directory_stage import Stage, play
 from tests.api.stage import ask, leave, until
 from tests.net.fake_replica import FakeReplica, standing, status
@@ -115,6 +119,27 @@ def test_the_model_of_a_request_is_the_target(tmp_path: Path) -> None:
     play(scene, tmp_path)
 
 
+@pytest.mark.parametrize("names", [["chat", "large"], ["large", "chat"]])
+def test_a_choice_among_targets_of_which_one_is_not_there(names: list[str], tmp_path: Path) -> None:
+    async def scene(stage: Stage) -> None:
+        there = ListedReplica("a", "chat", stage.replicas["a"].address)
+        targets = [ListedTarget(name) for name in names]
+        write_replica_list(stage.file, ReplicaList(targets, [there]))
+        await until(lambda: stage.state.directory.target_names == names)
+        await until(lambda: stage.serving == ["a"])
+        auto = stage.state.proxy.texts({"type": "http", "headers": []})[-1]
+        assert (auto.target, auto.context_length) == ("auto", 1024)
+        code, document = await told(stage.address, model="auto", max_s_per_token=100.0)
+        assert (code, document["model"]) == (200, "ngram")
+        code, document = await told(stage.address, model="auto")
+        if names[0] == "chat":
+            assert (code, document["model"]) == (200, "ngram")
+        else:  # that is what who asks for nothing gets
+            assert (code, document["error"]["code"]) == (503, "loading")
+
+    play(scene, tmp_path)
+
+
 def test_who_leaves_frees_the_session_on_its_replica(tmp_path: Path) -> None:
     async def scene(stage: Stage) -> None:
         for stream in (True, False):
@@ -189,6 +214,36 @@ def test_concurrent_texts_are_limited(tmp_path: Path, monkeypatch: pytest.Monkey
     play(scene, tmp_path)
 
 
+def test_none_is_closed_that_is_taken_while_another_closes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scene() -> None:
+        proxy = directory_texts.Proxy(Directory(), parse_address)
+        closing, close = asyncio.Event(), asyncio.Event()
+
+        async def slowly() -> None:
+            closing.set()
+            await close.wait()
+
+        async def take(token: str) -> Device:
+            async with proxy.device(LOCAL, token) as device:
+                return device
+
+        first = await take("first")
+        monkeypatch.setattr(first, "close", slowly)
+        await take("second")
+        monkeypatch.setattr(directory_texts, "MAX_IDLE", 0)
+        taking = asyncio.create_task(take("third"))
+        await closing.wait()
+        async with proxy.device(LOCAL, "second") as device:
+            close.set()
+            await taking
+            assert not device.router.is_closed
+        await proxy.close()
+
+    asyncio.run(scene())
+
+
 def test_a_drain_lets_texts_end_and_begins_none(tmp_path: Path) -> None:
     async def scene(stage: Stage) -> None:
         for replica in stage.replicas.values():
@@ -244,11 +299,12 @@ def test_a_replica_that_does_not_answer_or_lies_is_left_out(tmp_path: Path) -> N
         liar.documents = {"metrics": b"no metric { at all", "cell": b'{"target": 3}'}
         async with standing(silent), standing(liar):
             stage.replicas |= {"silent": silent, "liar": liar}  # type: ignore[dict-item]
-            stage.list("a", "silent", "liar")
+            stage.list("a", "b", "silent", "liar")
             welcome = stage.replicas["a"].server.core.info.target
             assert welcome == "ngram"
-            await until(lambda: {"a"} == set(stage.serving))  # theirs is another model
-            await until(lambda: all(r.status for r in stage.state.directory.replicas))
+            await until(lambda: {"a", "b"} == set(stage.serving))  # theirs is another model
+            directory = stage.state.directory
+            await until(lambda: [bool(r.status) for r in directory.replicas] == [True] * 4)
             began = time.monotonic()
             text = (await get(stage.address, "/metrics"))[1].decode()
             assert 0.9 < time.monotonic() - began < 3
@@ -257,7 +313,7 @@ def test_a_replica_that_does_not_answer_or_lies_is_left_out(tmp_path: Path) -> N
             assert "multispin_directory_unanswered_total 1.0" in text
             assert 'multispin_replicas{condition="other_model",target="chat"} 2.0' in text
             cell = msgspec.json.decode((await get(stage.address, "/api/cell"))[1], type=Cell)
-            assert [replica.name for replica in cell.replicas] == ["a", "silent", "liar"]
+            assert [replica.name for replica in cell.replicas] == ["a", "b", "silent", "liar"]
             assert (cell.mode, cell.num_sessions) == ("stop-and-wait", 0)
 
     play(scene, tmp_path)

@@ -11,7 +11,7 @@ import websockets.asyncio.client
 import websockets.exceptions
 
 from multispin.api import replica_socket
-from multispin.api.app import ServerState, create_app
+from multispin.api.app import LOADING, ServerState, create_app
 from multispin.api.replica_socket import ReplicaSocket
 from multispin.api.serving import Protection, address_of, bind, serve_app
 from multispin.core.cells import MAX_NAME
@@ -321,3 +321,13 @@ def test_who_watches_needs_a_token_that_operates(tmp_path: Path) -> None:
         await watcher.leave()
 
     play(scene, protection=Protection(tokens=Tokens(str(file))))
+
+
+def test_people_are_told_what_a_server_without_its_model_does() -> None:
+    state = ServerState()
+    assert (state.condition, state.status) == ("loading", LOADING)
+    state.begin(EdgeServer(LocalEngine(new_engine()), ServerLimits()))
+    assert (state.condition, state.status) == ("ok", "ok")
+    assert state.server is not None
+    state.server.core.refuse_new(1.0)
+    assert (state.condition, state.status) == ("draining", "draining")

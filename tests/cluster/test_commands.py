@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from multispin.cell.deployment import load_deployment
+from multispin.cell.deployment import DIRECTORY, load_deployment
 from multispin.cluster import commands
 from multispin.cluster import folder as files
-from multispin.cluster.charge import DIRECTORY
 from multispin.cluster.connection import check_installed, check_reachable
 from multispin.cluster.keeper import KeeperState
 from multispin.cluster.overview import Overview, row

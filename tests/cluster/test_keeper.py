@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,11 +16,12 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from multispin.cell.replica_list import ListedTarget, ReplicaList, read_replica_list
 from multispin.cluster import folder as files
 from multispin.cluster.charge import Charge
 from multispin.cluster.folder import Kept
-from multispin.cluster.keeper import GRACE_S, MOST_DELAY_S, Keeper
-from multispin.cluster.process import Process, start
+from multispin.cluster.keeper import GRACE_S, MOST_DELAY_S, SETTLED_S, Keeper
+from multispin.cluster.process import Process, end_all, environment, start
 from tests.cluster.places import free_ports, is_free, wait_for
 from tests.process import children_of
 
@@ -99,6 +101,25 @@ def test_a_killed_child_is_back_at_its_port(folder: Path) -> None:
 def is_alive(pid: int) -> bool:
     stat = Path(f"/proc/{pid}/stat")
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_nobody_is_started_where_the_cluster_has_been_ended(folder: Path) -> None:
+    """By a `down` that no Ray could tell the keeper of."""
+    keeper = Keeper(charge(), folder, "192.0.2.1", itertools.count(0.0, MOST_DELAY_S).__next__)
+    keeper.step()
+    [kept] = files.kept_in(folder)
+    files.end(folder)
+    kept.process.end(with_force=True)
+    wait_for(lambda: not kept.process.lives, kept)
+    for _ in range(3):
+        keeper.step()
+    assert "ended" in keeper.state().why
+    assert files.kept_in(folder) == [kept]
+    shutil.rmtree(folder)
+    for _ in range(3):
+        keeper.step()
+    assert "ended" in keeper.state().why
+    assert not folder.exists()
 
 
 def test_the_next_keeper_takes_over_the_same_child(folder: Path) -> None:
@@ -280,3 +301,56 @@ def test_a_process_that_was_gone_at_once_does_not_live(tmp_path: Path) -> None:
     gone = start(["true"], tmp_path / "out", tmp_path / "log", {"PATH": "/usr/bin:/bin"})
     wait_for(lambda: not gone.lives, gone)
     gone.end()
+
+
+def test_who_does_not_end_in_time_is_killed(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    deaf = "trap '' TERM; echo ready; while :; do sleep 0.1; done"
+    stubborn = start(["/bin/sh", "-c", deaf], out, tmp_path / "log", environment())
+    gone = start(["true"], tmp_path / "gone", tmp_path / "log", environment())
+    try:
+        wait_for(lambda: out.read_text() == "ready\n", "not ready")
+        stubborn.end()
+        time.sleep(0.3)
+        assert stubborn.lives
+        end_all([stubborn, gone], 0.1)
+        assert not stubborn.lives
+        assert not gone.lives
+    finally:
+        stubborn.end(with_force=True)
+
+
+def test_what_is_meant_for_a_ray_is_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setenv("MULTISPIN_CACHE", "/models")
+    ours = environment()
+    assert not [name for name in ours if name.startswith("RAY_")]
+    assert ours["MULTISPIN_CACHE"] == "/models"
+
+
+def test_a_list_is_written_when_it_is_another_or_cannot_be_read(folder: Path) -> None:
+    keeper = keeper_of(charge(), folder)
+    path = folder / f"chat-0{files.LIST}"
+    first, second = (ReplicaList([ListedTarget(name)], []) for name in ("chat", "other"))
+    keeper.list_replicas(first)
+    written = path.stat().st_ino
+    keeper.list_replicas(first)
+    assert path.stat().st_ino == written  # directories need not read it again
+    for listed in (second, first):
+        path.write_text("{" if listed is first else path.read_text())
+        keeper.list_replicas(listed)
+        assert read_replica_list(path) == listed
+
+
+def test_a_child_that_served_for_a_while_is_none_that_cannot_start(folder: Path) -> None:
+    now = [0.0]
+    keeper = Keeper(charge(), folder, "192.0.2.1", lambda: now[0])
+    for served_s in (0.5 * SETTLED_S, SETTLED_S):
+        now[0] += MOST_DELAY_S
+        until(keeper, "up")
+        now[0] += served_s
+        pid = keeper.state().pid
+        kill(pid)
+        wait_for(lambda pid=pid: not is_alive(pid), pid)
+        keeper.step()
+        assert keeper.state().num_failed == 1

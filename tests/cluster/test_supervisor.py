@@ -14,9 +14,9 @@ from multispin.cell.cluster_sections import (
     ServeSection,
     TargetSection,
 )
-from multispin.cell.deployment import Deployment
-from multispin.cluster.charge import DIRECTORY, Charge
-from multispin.cluster.keeper import KeeperState
+from multispin.cell.deployment import DIRECTORY, Deployment
+from multispin.cluster.charge import Charge
+from multispin.cluster.keeper import Condition, KeeperState
 from multispin.cluster.supervisor import SCALE_S, Drain, End, Start, Supervisor
 from multispin.wire.replica import CellLoad, Status
 
@@ -216,6 +216,25 @@ def test_a_changed_file_replaces_one_after_the_other() -> None:
     assert those.step() == []
 
 
+@pytest.mark.parametrize("condition", ["starting", "waiting"])
+def test_the_next_one_is_not_replaced_before_the_last_one_serves(condition: Condition) -> None:
+    those = fleet(min_replicas=3)
+    those.step()
+    those.supervisor = Supervisor(
+        deployment(min_replicas=3, serve=ServeSection(ctx_size=512)), HEAD
+    )
+    those.run(1)
+    [first] = those.drained
+    those.run(2)  # it has ended, and is started again
+    assert those.drained == [first]
+    back = those.keepers[first]
+    those.keepers[first] = replace(back, condition=condition)
+    assert [those.step() for _ in range(5)] == [[]] * 5
+    those.keepers[first] = replace(back, condition="failed")  # which may be so for ever
+    those.step()
+    assert len(those.drained) == 2
+
+
 def test_a_target_that_is_no_longer_in_the_file_drains() -> None:
     those = fleet()
     those.step()
@@ -253,8 +272,14 @@ def test_the_list_has_who_serves_drains_or_is_about_to_be_back() -> None:
     keepers["chat-0"] = replace(keepers["chat-0"], condition="draining")
     keepers["chat-1"] = replace(keepers["chat-1"], condition="starting")
     keepers["chat-2"] = replace(keepers["chat-2"], condition="starting", server="")
-    listed = those.supervisor.replica_list(keepers)
-    assert [replica.name for replica in listed.replicas] == ["chat-0", "chat-1", "chat-3"]
+    keepers["chat-10"] = replace(keepers["chat-3"], name="chat-10")
+    listed = those.supervisor.replica_list(dict(sorted(keepers.items(), reverse=True)))
+    assert [replica.name for replica in listed.replicas] == [
+        "chat-0",
+        "chat-1",
+        "chat-3",
+        "chat-10",
+    ]
     assert [target.name for target in listed.targets] == ["chat"]
 
 

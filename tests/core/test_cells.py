@@ -233,6 +233,9 @@ def test_devices_may_name_what_they_like() -> None:
         cells.connect("one", 1.0, cell="more")
     assert error.value.code == "overloaded"
     assert error.value.retry_after_s > 0
+    cells.set_budgets({"known": 1e6})
+    cells.connect("known", 1.0, cell="known")
+    cells.drop("known")
     cells.connect("another", 1.0, cell="7")
     with pytest.raises(BadInput, match="cell"):
         cells.connect("long", 1.0, cell="x" * (MAX_NAME + 1))

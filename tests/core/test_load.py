@@ -37,6 +37,16 @@ def test_rows_wait_that_were_there_and_were_left_out() -> None:
     assert core.num_rows_waiting == core.num_sessions == 0
 
 
+def test_of_a_prompt_that_is_read_in_parts_the_rest_waits() -> None:
+    harness = new_server(new_engine(1), batch=BatchLimits(max_rows=8, mode="stop-and-wait"))
+    harness.open(request(0, draft_length=0))
+    batch = harness.core.next_batch()
+    assert batch is not None
+    read = sum(work.num_rows for work in batch.works)
+    whole = len(harness.engine.tokenize(PROMPT, parse_special=False))
+    assert harness.core.num_rows_waiting == whole - read > 0
+
+
 @pytest.mark.parametrize("limits", MODES.values(), ids=MODES)
 def test_who_waits_for_devices_is_not_behind(limits: BatchLimits) -> None:
     harness = new_server(new_engine(4), batch=limits)

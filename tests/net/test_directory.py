@@ -195,6 +195,24 @@ def test_a_replica_with_another_model_than_its_target_gets_nothing() -> None:
     assert "other_model" in {condition for _, condition, _ in made.replicas}
 
 
+def test_one_with_another_model_is_left_out_wherever_it_stands() -> None:
+    made = directory(listing(chat=3))
+    made.news("chat-0", status("chat-0", welcome=OTHER))
+    assert {found(made, asked(n)) for n in range(50)} == {"chat-1:1", "chat-2:1"}
+    assert made.welcome(LOCAL, "none", None).target == WELCOME.target
+    made.news("chat-2", status("chat-2", welcome=OTHER))  # most of them, now
+    assert {found(made, asked(n)) for n in range(50)} == {"chat-0:1", "chat-2:1"}
+
+
+def test_the_model_of_those_that_are_gone_is_no_hindrance() -> None:
+    made = directory(listing(chat=3))
+    for n in range(3):
+        made.news(f"chat-{n}", None)
+    made.news("chat-2", status("chat-2", welcome=OTHER))
+    assert found(made, asked(1)) == "chat-2:1"
+    assert made.welcome(LOCAL, "none", None).target == OTHER.target
+
+
 def test_a_new_list_keeps_what_is_known_of_those_that_stay() -> None:
     made = directory(listing(chat=4), num_sessions=9)
     before = [found(made, asked(n)) for n in range(40)]

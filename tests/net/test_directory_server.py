@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from multispin.cell.replica_list import (
     ReplicaList,
     write_replica_list,
 )
-from multispin.net import links, offences
+from multispin.net import directory_server, links, offences
 from multispin.net.address import parse_address
 from multispin.wire import frames
 from multispin.wire.frames import (
@@ -248,6 +249,39 @@ def test_a_flood_is_held_back_and_a_peer_that_does_not_read_is_cut_off(
         device.socket.transport.abort()
         flooding.cancel()
         await it.is_well()
+
+    play(scene, tmp_path)
+
+
+def test_what_is_too_large_to_be_a_question_ends_the_link_unread(tmp_path: Path) -> None:
+    async def scene(it: Port) -> None:
+        for large in (
+            Find(1, b"beginning", avoid=[""] * directory_server.MAX_BYTES),
+            Find(1, b"beginning", Wish("n" * directory_server.MAX_BYTES)),
+        ):
+            device = await it.welcome()
+            await device.send(large)
+            assert (await device.expect(Error)).code == "bad_frame"
+        device = await it.connect(Hello(1, "n" * directory_server.MAX_BYTES))
+        assert (await device.expect(Error)).code == "bad_frame"
+        await it.is_well()
+
+    play(scene, tmp_path)
+
+
+def test_a_question_counts_for_more_than_a_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(offences, "MAX_FRAMES_PER_S", 200)
+
+    async def scene(it: Port) -> None:
+        device = await it.welcome()
+        began = time.monotonic()
+        for _ in range(60):  # not all at once: each is answered before the next comes
+            await device.send(Find(1, b"beginning"))
+            await device.expect(Redirect)
+        assert time.monotonic() - began > 1.5  # (60 x 10 - 200) / 200 = 2 s
+        await device.leave()
 
     play(scene, tmp_path)
 

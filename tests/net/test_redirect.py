@@ -8,6 +8,7 @@ import time
 import msgspec
 import pytest
 
+from multispin.core.engine import Batch, StepResult
 from multispin.net.observer import Observer
 from multispin.net.server import HAND_OVER_S
 from multispin.types import Mode, TokenIds
@@ -18,6 +19,7 @@ from tests.net.raw import HELLO, RawDevice, Served, draft, play, served, until, 
 
 DIRECTORY = "https://directory.example:8800"
 LONG = {"draft_length": 0, "max_tokens": 400, "is_placed": True}
+PASS_S = 0.005  # texts outlast what is done to them, however fast the machine
 
 
 async def redirect_of(device: RawDevice, session: int = 0) -> None:
@@ -63,6 +65,17 @@ def test_without_a_directory_everybody_is_taken() -> None:
         await device.open(1, is_placed=True)
 
     play(scene)
+
+
+def slow_down(it: Served) -> None:
+    """No pass takes less than PASS_S."""
+    step = it.server.engine.step
+
+    async def slowly(batch: Batch) -> StepResult:
+        await asyncio.sleep(PASS_S)
+        return await step(batch)
+
+    it.server.engine.step = slowly  # type: ignore[method-assign]
 
 
 class Redirects(Observer):
@@ -111,6 +124,7 @@ def test_a_drain_hands_over_one_by_one_and_loses_no_token(mode: Mode) -> None:
     async def scene(it: Served) -> None:
         async with served(mode) as other:
             alone = [await write(other, text) for text in texts]
+            slow_down(it)
             redirects = Redirects()
             it.server._observers = [*it.server._observers, redirects]
             writing = [asyncio.create_task(write(it, text, other)) for text in texts]
@@ -130,6 +144,7 @@ def test_a_device_that_is_handed_over_is_told_and_sent_off_at_the_end() -> None:
     """Whatever else it has sent by then, or sends."""
 
     async def scene(it: Served) -> None:
+        slow_down(it)
         device = await it.connect(HELLO)
         opened = [await device.open(session, **LONG) for session in range(3)]
         drained = asyncio.create_task(it.server.drain(5.0))
@@ -153,6 +168,7 @@ def test_a_device_that_is_handed_over_is_told_and_sent_off_at_the_end() -> None:
 
 def test_a_drain_is_over_in_time_and_texts_of_the_own_endpoint_have_it() -> None:
     async def scene(it: Served) -> None:
+        slow_down(it)
         devices = [await it.connect(HELLO) for _ in range(8)]
         for device in devices:
             await device.open(**LONG)

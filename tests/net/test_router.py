@@ -578,7 +578,7 @@ def test_a_text_that_cannot_go_back_waits_for_the_directory_and_new_ones_do_too(
                         place.known.is_up = False
                         place.kill("a")
                         other = asyncio.create_task(told(device, wanted(seed=2)))
-                        loop.call_later(0.1, setattr, place.known, "is_up", True)
+                        loop.call_later(0.5, setattr, place.known, "is_up", True)
             assert joined(news) == undisturbed()
             assert joined(await other) == undisturbed(seed=2)
             assert place.dialled == ["a", "a", "a", "b"], "once before the directory is back"
@@ -731,6 +731,7 @@ class Fakes:
         self.answers = answers
         self.tried: list[tuple[str, float]] = []
         self.links: list[DeviceLink] = []
+        self.keeps = True  # what it opened
 
     async def dial(self, name: str, number: int) -> DeviceLink:
         answers = self.answers[name]
@@ -746,12 +747,15 @@ class Fakes:
             self._note(name)
             said = Opened(message.session, frames.pack_ids([1, 2], 9), 0)
             far.write(frames.encode(_for(message, answers.pop(0)) if answers else said))  # type: ignore[arg-type]
+            if not self.keeps:
+                far.write(frames.encode(Redirect(message.session, "")))
 
         far.receiver = take
         self.links.append(await DeviceLink.greet(near, "none", None, number=number))
         return self.links[-1]
 
     def _note(self, name: str) -> None:
+        assert len(self.tried) < 1000, "without a pause, time does not go on here"
         self.tried.append((name, asyncio.get_running_loop().time()))
 
 
@@ -776,6 +780,22 @@ def test_waits_come_only_when_nobody_is_left_and_become_longer() -> None:
         expected += [("a", 3.7)]
         assert [name for name, _ in fakes.tried] == [name for name, _ in expected]
         assert [at for _, at in fakes.tried] == pytest.approx([at for _, at in expected])
+        await device.close()
+
+    play_virtually(scene)
+
+
+def test_a_text_that_everybody_takes_and_nobody_keeps_is_offered_less_and_less() -> None:
+    async def scene() -> None:
+        fakes, known = Fakes(a=[], b=[]), Known("a", "b")
+        fakes.keeps, known.rng = False, Latest()
+        device = Device(Router(known, fakes.dial), None)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(60):
+                await told(device, wanted())
+        times = [at for _, at in fakes.tried]
+        assert times[:4] == [0.0] * 4  # to begin with there is no hurry to wait
+        assert len(times) == 4 + 16  # within a minute, one every 5 s at last
         await device.close()
 
     play_virtually(scene)

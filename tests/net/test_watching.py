@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
@@ -136,6 +137,35 @@ def test_a_silent_replica_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
         async with standing(FakeReplica()) as fake, notes.watch(fake.address):
             await until(lambda: None in notes.told)
             assert notes.told[0] == fake.status
+
+    play(scene)
+
+
+class Noted(Eager):
+    """How long each wait might have been."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bounds: list[float] = []
+
+    def uniform(self, a: float, b: float) -> float:
+        self.bounds.append(b)
+        return super().uniform(a, b)
+
+
+@pytest.mark.parametrize(
+    ("lasted_s", "bounds"), [(0.0, [0.1, 0.2, 0.4, 0.8, 1.0, 1.0]), (10.0, [0.1] * 5)]
+)
+def test_attempts_become_rarer_while_links_do_not_last(
+    lasted_s: float, bounds: list[float]
+) -> None:
+    async def scene() -> None:
+        rng, moments = Noted(), itertools.count(0.0, lasted_s)
+        address = parse_address("127.0.0.1:1")
+        watch = ReplicaWatch(address, lambda _: None, clock=lambda: next(moments), rng=rng)
+        await until(lambda: len(rng.bounds) >= len(bounds))
+        await watch.close()
+        assert rng.bounds[: len(bounds)] == bounds
 
     play(scene)
 

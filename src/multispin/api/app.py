@@ -63,9 +63,8 @@ class ServerState:
 
     @property
     def status(self) -> str:
-        if self.server is None or not self.server.engine.ready:
-            return LOADING
-        return "draining" if self.server.core.draining else "ok"
+        """For people."""
+        return LOADING if self.condition in ("loading", "engine_lost") else self.condition
 
     @cached_property
     def texts(self) -> ServerTexts:

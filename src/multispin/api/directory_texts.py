@@ -32,7 +32,7 @@ from multispin.net.telemetry import NO_DRAFTER
 from multispin.net.websocket import WebSocketTransport
 from multispin.net.writing import Writing
 from multispin.types import AcceptanceRule
-from multispin.wire.frames import Find, Redirect
+from multispin.wire.frames import Find, Redirect, Wish
 
 MAX_TEXTS = 2048  # that are written at the same time
 MAX_IDLE = 256  # devices that write nothing and keep their links for a while
@@ -121,8 +121,9 @@ class Proxy:
 
     async def _close_idle(self) -> None:
         idle = [key for key, shared in self._devices.items() if not shared.num_texts]
-        for key in idle[: max(len(idle) - MAX_IDLE, 0)]:
-            await self._devices.pop(key).device.close()
+        # None of them may be taken for a text while another one closes.
+        devices = [self._devices.pop(key).device for key in idle[: max(len(idle) - MAX_IDLE, 0)]]
+        await asyncio.gather(*(device.close() for device in devices))
 
 
 class _Shared:
@@ -167,8 +168,10 @@ class DirectoryTexts:
         self, proxy: Proxy, tenant: Tenant, token: str, name: str, targets: Sequence[TargetState]
     ) -> None:
         self.target = name
-        self.context_length = min(t.welcome.context_length if t.welcome else 0 for t in targets)
+        known = [target.welcome.context_length for target in targets if target.welcome]
+        self.context_length = min(known, default=0)
         self.is_up = any(target.serves for target in targets)
+        self._targets = targets
         self._proxy = proxy
         self._tenant = tenant
         self._token = token
@@ -176,10 +179,11 @@ class DirectoryTexts:
     @contextlib.asynccontextmanager
     async def write(self, request: Request) -> AsyncIterator[Writing]:
         """Raise ApiError while no replica of the target serves: who has begun waits for one."""
-        if not self.is_up:
-            message = f"no replica of {self.target} serves now: try again in a moment"
-            raise ApiError(503, message, code="loading", retry_after_s=RETRY_S)
         wish = changed(request.wish, target="" if self.target == AUTO else self.target)
+        targets = self._targets[:1] if wish == Wish() else self._targets  # as the directory's rule
+        if not any(target.serves for target in targets):
+            message = f"no replica of {targets[0].listed.name} serves now: try again in a moment"
+            raise ApiError(503, message, code="loading", retry_after_s=RETRY_S)
         async with (
             self._proxy.device(self._tenant, self._token) as device,
             device.write(request._replace(wish=wish)) as writing,

@@ -12,9 +12,10 @@ import numpy as np
 from multispin.cell.limits import Limits, NonNegative, Positive, Share, Together, given
 from multispin.cell.sections import Section
 from multispin.errors import BadInput
-from multispin.types import Mode
+from multispin.types import DRAIN_S, MAX_DRAIN_S, Mode
 
 HOURS = 24
+MAX_REPLICAS = 100_000
 _NODE = re.compile(r"[A-Za-z0-9.-]*\{(dashed_)?ip\}[A-Za-z0-9.-]*")
 
 
@@ -88,7 +89,7 @@ class ServeSection(Section, frozen=True):
     pad: bool = False
     threads: int | None = None
     gpu_layers: int | None = None
-    drain_s: Annotated[float, Limits(0.0, 3600.0)] = 10.0
+    drain_s: Annotated[float, Limits(0.0, MAX_DRAIN_S)] = DRAIN_S
 
 
 class TargetSection(Section, frozen=True):
@@ -99,8 +100,8 @@ class TargetSection(Section, frozen=True):
     max_sessions: Annotated[int, Limits(1, 4096)]  # of a replica: what its KV memory holds
     model: str | None = None
     cell: str | None = None
-    min_replicas: Annotated[int, Limits(1, 100_000)] = 1
-    max_replicas: Annotated[int, Limits(1, 100_000)] | None = None  # by default min_replicas
+    min_replicas: Annotated[int, Limits(1, MAX_REPLICAS)] = 1
+    max_replicas: Annotated[int, Limits(1, MAX_REPLICAS)] | None = None  # by default min_replicas
     max_s_per_verdict: Positive | None = None  # slower than that, and there are to be more
     quality: Annotated[int, Limits(0, 1_000_000)] = 0
     watts: NonNegative = 0.0  # of a replica at work

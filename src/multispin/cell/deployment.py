@@ -22,6 +22,7 @@ from multispin.errors import BadInput
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}")  # a part of file names, too
 _FILES = ("tokens", "cert", "key", "client_ca", "ca", "token_file")
 _COST = "cost:"
+DIRECTORY = "directory"  # the target of directories
 
 
 class Deployment(msgspec.Struct, frozen=True):
@@ -56,6 +57,7 @@ def _deployment(file: ClusterFile, folder: Path) -> Deployment:
             raise BadInput(field, repr(name), remedy)
     targets = [_target(target, folder) for target in file.target]
     _check_ports(section, targets)
+    _check_protection(section)
     _check_cells(file, targets)
     paths = {name: _absolute(folder, getattr(section, name)) for name in _FILES}
     return Deployment(replace(section, **paths), targets, file.cell)
@@ -65,8 +67,10 @@ def _target(target: TargetSection, folder: Path) -> TargetSection:
     if target.model is None:
         field = f"target {target.name!r}.model"
         raise BadInput(field, "(missing)", "to come up, a target needs what `serve --target` takes")
-    if target.name == "directory":
-        raise BadInput("target.name", "'directory'", "is what directories are called; take another")
+    if target.name == DIRECTORY:
+        raise BadInput(
+            "target.name", repr(DIRECTORY), "is what directories are called; take another"
+        )
     model = target.model
     if model.startswith(_COST):
         model = f"{_COST}{_absolute(folder, model.removeprefix(_COST))}"
@@ -88,6 +92,10 @@ def _check_ports(section: ClusterSection, targets: list[TargetSection]) -> None:
     if section.is_local and last - first + 1 < most:
         remedy = f"is too small for {most} replicas on one machine: it has {last - first + 1} ports"
         raise BadInput("cluster.ports", list(section.ports), remedy)
+
+
+def _check_protection(section: ClusterSection) -> None:
+    """As `serve` asks for it."""
     if not section.is_local and not section.insecure and not (section.tokens and section.cert):
         raise BadInput(
             "cluster.host",

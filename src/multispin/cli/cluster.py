@@ -99,13 +99,16 @@ def _say(line: str) -> None:
 
 
 def _bounds(number: str) -> tuple[int, int]:
+    from multispin.cell.cluster_sections import MAX_REPLICAS
+
     least, _, most = number.partition(":")
     try:
         bounds = int(least), int(most or least)
     except ValueError:
         raise BadInput("N|MIN:MAX", number, "must be a number, or two as in 2:5") from None
-    if not 1 <= bounds[0] <= bounds[1] <= 100_000:
-        raise BadInput("N|MIN:MAX", number, "must be at least 1, and MAX not below MIN")
+    if not 1 <= bounds[0] <= bounds[1] <= MAX_REPLICAS:
+        remedy = f"must lie between 1 and {MAX_REPLICAS}, and MAX not below MIN"
+        raise BadInput("N|MIN:MAX", number, remedy)
     return bounds
 
 

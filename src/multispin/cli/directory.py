@@ -11,6 +11,7 @@ import typer
 from multispin.cli import options
 from multispin.cli.protection import protection
 from multispin.errors import BadInput
+from multispin.types import DRAIN_S, MAX_DRAIN_S
 
 if TYPE_CHECKING:
     import socket
@@ -34,11 +35,8 @@ def directory(
             help="Its certificate, for TLS (see `certs`); shown to replicas that ask for one.",
         ),
     ] = None,
-    key: Annotated[str | None, typer.Option(metavar="FILE.key", help="And its key.")] = None,
-    client_ca: Annotated[
-        str | None,
-        typer.Option(metavar="FILE.pem", help="Let in only who has a certificate of this CA, too."),
-    ] = None,
+    key: options.Key = None,
+    client_ca: options.ClientCa = None,
     tokens: Annotated[
         str | None,
         typer.Option(
@@ -46,9 +44,7 @@ def directory(
             help="Let in only who has an access token (`tokens`); replicas are shown it.",
         ),
     ] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Serve off loopback without TLS or tokens.")
-    ] = False,
+    insecure: options.Insecure = False,
     token_file: Annotated[
         str | None,
         typer.Option(
@@ -61,13 +57,13 @@ def directory(
     ] = None,
     drain_s: Annotated[
         float, typer.Option(help="Seconds for HTTP clients' texts to end when it is told to stop.")
-    ] = 10.0,
+    ] = DRAIN_S,
     log_format: options.LogFormat = "text",
     log_level: options.LogLevel = "info",
 ) -> None:
     """Send devices to their replicas, and write for HTTP clients by way of them."""
-    if not 0 <= drain_s <= 3600:
-        raise BadInput("--drain-s", drain_s, "must lie between 0 and 3600")
+    if not 0 <= drain_s <= MAX_DRAIN_S:
+        raise BadInput("--drain-s", drain_s, f"must lie between 0 and {MAX_DRAIN_S}")
 
     from multispin.api.directory_app import DirectoryState
     from multispin.api.serving import bind

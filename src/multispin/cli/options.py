@@ -44,6 +44,13 @@ Cert = Annotated[
     str | None, typer.Option(metavar="FILE.pem", help="Certificate to show to the server.")
 ]
 Key = Annotated[str | None, typer.Option(metavar="FILE.key", help="And its key.")]
+ClientCa = Annotated[
+    str | None,
+    typer.Option(metavar="FILE.pem", help="Let in only who has a certificate of this CA, too."),
+]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="Serve off loopback without TLS or tokens.")
+]
 Cell = Annotated[
     str, typer.Option(metavar="NAME", help="The radio site whose uplink this device shares.")
 ]

@@ -15,6 +15,7 @@ import typer
 from multispin.cli import options
 from multispin.cli.protection import protection
 from multispin.errors import BadInput
+from multispin.types import DRAIN_S, MAX_DRAIN_S
 
 if TYPE_CHECKING:
     import socket
@@ -99,7 +100,7 @@ def serve(
             help="Seconds for texts of its own endpoint to end when it is told to stop; with "
             "--directory, half of them for handing over sessions."
         ),
-    ] = 10.0,
+    ] = DRAIN_S,
     name: Annotated[
         str | None,
         typer.Option(help="What directories and the supervisor call it; by default, its target."),
@@ -120,11 +121,8 @@ def serve(
         str | None,
         typer.Option(metavar="FILE.pem", help="The server's certificate, for TLS (see `certs`)."),
     ] = None,
-    key: Annotated[str | None, typer.Option(metavar="FILE.key", help="And its key.")] = None,
-    client_ca: Annotated[
-        str | None,
-        typer.Option(metavar="FILE.pem", help="Let in only who has a certificate of this CA, too."),
-    ] = None,
+    key: options.Key = None,
+    client_ca: options.ClientCa = None,
     tokens: Annotated[
         str | None,
         typer.Option(metavar="FILE.json", help="Let in only who has an access token (`tokens`)."),
@@ -137,15 +135,14 @@ def serve(
             "answer begins then tells what others have asked.",
         ),
     ] = False,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Serve off loopback without TLS or tokens.")
-    ] = False,
+    insecure: options.Insecure = False,
 ) -> None:
     """Serve a large model to devices that draft for it."""
     for field, value, low, high in (
         ("--ctx-size", ctx_size, 16, 1 << 20),
         ("--max-sessions", max_sessions, 1, _most_sessions(target)),
         ("--max-draft-length", max_draft_length, 0, 1024),
+        ("--drain-s", drain_s, 0, MAX_DRAIN_S),
     ):
         if not low <= value <= high:
             raise BadInput(field, value, f"must lie between {low} and {high}")
@@ -155,8 +152,6 @@ def serve(
         from multispin.net.address import parse_address
 
         parse_address(directory, "--directory")
-    if not 0 <= drain_s <= 3600:
-        raise BadInput("--drain-s", drain_s, "must lie between 0 and 3600")
 
     from multispin.api.serving import bind
     from multispin.catalog import find_model, progress_on_stderr

@@ -11,10 +11,9 @@ import msgspec
 from msgspec.structs import asdict
 
 from multispin.cell.cluster_sections import ClusterSection, ServeSection, TargetSection
-from multispin.cell.deployment import Deployment
-
-DIRECTORY = "directory"  # the target of directories
-DIRECTORY_DRAIN_S = 10.0  # its own default
+from multispin.cell.deployment import DIRECTORY, Deployment
+from multispin.net.address import is_loopback
+from multispin.types import DRAIN_S
 
 
 class Charge(msgspec.Struct, frozen=True):
@@ -41,7 +40,7 @@ class Charge(msgspec.Struct, frozen=True):
     @property
     def digest(self) -> str:
         """Of all that asks for another process when it changes."""
-        what = msgspec.json.encode({**asdict(self), "ports": None, "port": None, "drain_s": None})
+        what = msgspec.json.encode({**asdict(self), "ports": None, "port": None})
         return blake2b(what, digest_size=8).hexdigest()
 
     def server(self, node: str, port: int) -> str:
@@ -63,7 +62,7 @@ def directory_address(deployment: Deployment, head: str) -> str:
 
 def _server(host: str, reached_as: str, node: str, port: int, *, is_secure: bool) -> str:
     """Off loopback and without TLS, the scheme has to be written."""
-    is_local = ClusterSection(name="", host=host).is_local
+    is_local = is_loopback(host)
     name = host if is_local else reached_as.format(ip=node, dashed_ip=re.sub("[.:]", "-", node))
     scheme = "https://" if is_secure else "" if is_local else "http://"
     return f"{scheme}[{name}]:{port}" if ":" in name else f"{scheme}{name}:{port}"
@@ -73,7 +72,7 @@ def directory_charge(deployment: Deployment, index: int) -> Charge:
     section = deployment.cluster
     port = section.directory_ports[index]
     arguments = ["directory", "--host", section.host, *_protection(section)]
-    arguments += _options({"token_file": section.token_file, "ca": section.ca})
+    arguments += _options({"token_file": section.token_file, "ca": section.ca, "drain_s": DRAIN_S})
     return Charge(
         name=f"{DIRECTORY}-{index}",
         target=DIRECTORY,
@@ -83,7 +82,7 @@ def directory_charge(deployment: Deployment, index: int) -> Charge:
         port=port,
         reached_as=section.reached_as,
         is_secure=section.cert is not None,
-        drain_s=DIRECTORY_DRAIN_S,
+        drain_s=DRAIN_S,
         cpus=0.0,
         gpus=0.0,
         memory_bytes=0,

@@ -17,14 +17,14 @@ from typing import Any, TypeAlias
 import msgspec
 from msgspec.structs import replace
 
-from multispin.cell.deployment import Deployment
+from multispin.cell.deployment import DIRECTORY, Deployment
 from multispin.cluster import folder as files
 from multispin.cluster import local_ray
-from multispin.cluster.charge import DIRECTORY
 from multispin.cluster.connection import Connection, check_installed, check_reachable, connected
 from multispin.cluster.folder import Kept, folder_of
 from multispin.cluster.keeper import GRACE_S, Condition, KeeperState
 from multispin.cluster.overview import Overview, ReplicaRow, row
+from multispin.cluster.process import end_all
 from multispin.cluster.watches import Watches
 from multispin.errors import BadInput, MultispinError, PeerError
 
@@ -62,6 +62,7 @@ async def up(deployment: Deployment, wait_s: float, say: Say) -> list[str]:
     with files.alone(folder):
         address = await asyncio.to_thread(_find_ray, deployment, folder, say)
         async with _connected(address, name) as ray:
+            files.begin(folder)  # after a `down` that was cut off
             await ray.apply(deployment)
             files.write(folder / FILE, Record(deployment, address))
             if wait_s == 0:
@@ -110,6 +111,7 @@ async def down(cluster: str, say: Say) -> None:
                     await ray.stop(cluster, limit_s)
             except MultispinError as error:
                 say(f"{error}; what runs on this machine is ended without it")
+        files.end(folder)
         await asyncio.to_thread(_end_orphans, folder)
         await asyncio.to_thread(local_ray.stop_ray, folder)
     shutil.rmtree(folder, ignore_errors=True)
@@ -246,15 +248,7 @@ def _state_of(kept: Kept) -> KeeperState:
 
 def _end_orphans(folder: Path) -> None:
     """Who lives on without a keeper."""
-    left = [kept.process for kept in files.kept_in(folder) if kept.process.lives]
-    for process in left:
-        process.end()
-    end = time.monotonic() + GRACE_S
-    while any(process.lives for process in left):
-        if time.monotonic() > end:
-            for process in left:
-                process.end(with_force=True)
-        time.sleep(0.1)
+    end_all([kept.process for kept in files.kept_in(folder)], GRACE_S)
 
 
 # --- records -------------------------------------------------------------------------------------

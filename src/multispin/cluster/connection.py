@@ -18,7 +18,6 @@ from multispin.cluster.driver import (
     Connect,
     Done,
     Drain,
-    Failed,
     Look,
     Request,
     Response,
@@ -26,7 +25,7 @@ from multispin.cluster.driver import (
 )
 from multispin.cluster.overview import Overview
 from multispin.errors import BadInput, PeerError
-from multispin.net.child import Child, ChildDied
+from multispin.net.child import Child, ChildDied, Failed
 
 REACH_S = 3.0  # a machine answers within this, or not at all
 CONNECT_S = 30.0  # importing Ray takes seconds where others are at work
@@ -59,9 +58,7 @@ class Connection:
                 "cannot be spoken with; the last words are in " + str(self._log)
             ) from None
         if isinstance(answer, Failed):
-            if answer.bad_input:
-                raise BadInput(*answer.bad_input, code=answer.code)
-            raise PeerError(answer.message, code=answer.code)
+            raise answer.error(PeerError)
         return answer
 
     def _lost(self, how: str) -> PeerError:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 
 from multispin.cell.deployment import Deployment
 from multispin.cluster.local_ray import token_variables
 from multispin.cluster.overview import Overview
-from multispin.errors import BadInput, MultispinError
+from multispin.errors import MultispinError
+from multispin.net.child import Failed, reply, requests
 
 
 class Connect(msgspec.Struct, array_like=True, tag=0):
@@ -47,14 +48,6 @@ class Done(msgspec.Struct, array_like=True, tag=0):
     overview: Overview | None = None
 
 
-class Failed(msgspec.Struct, array_like=True, tag=1):
-    """``bad_input`` is field, value and remedy, if the caller erred."""
-
-    code: str
-    message: str
-    bad_input: tuple[str, str, str] | None = None
-
-
 Request: TypeAlias = Connect | Apply | Look | Drain | Stop
 Response: TypeAlias = Done | Failed
 
@@ -68,18 +61,16 @@ _TOKEN_REMEDY = (
 
 def main(log: str) -> None:
     """The log begins anew."""
-    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    asked, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     decoder = msgspec.msgpack.Decoder(Request)
-    while (data := _read(requests)) is not None:
+    for data in requests(asked):
         answer = _answer(decoder.decode(data))
         if isinstance(answer, Failed) and _BAD_TOKEN in Path(log).read_text(errors="replace"):
             answer = Failed("unauthorized", _TOKEN_REMEDY)
-        body = msgspec.msgpack.encode(answer)
-        answers.write(len(body).to_bytes(4, "little") + body)
-        answers.flush()
+        reply(answers, msgspec.msgpack.encode(answer))
     os._exit(0)  # Ray's farewells may take as long as its other timeouts
 
 
@@ -102,17 +93,10 @@ def _answer(request: Request) -> Response:
             case Stop(cluster, limit_s):
                 on_ray.stop(cluster, limit_s)
         return Done()
-    except BadInput as error:
-        return Failed(error.code, str(error), (error.field, str(error.value), error.remedy))
     except MultispinError as error:
-        return Failed(error.code, str(error))
+        return Failed.of(error)
     except Exception as error:  # Ray's own
         return Failed("unreachable", f"Ray: {type(error).__name__}: {' '.join(str(error).split())}")
-
-
-def _read(stream: BinaryIO) -> bytes | None:
-    head = stream.read(4)
-    return None if len(head) < 4 else stream.read(int.from_bytes(head, "little"))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from multispin.cluster.process import Process
 from multispin.errors import BadInput
 
 S = TypeVar("S", bound=msgspec.Struct)
-KEPT = ".kept.json"
+KEPT, LIST = ".kept.json", ".replicas.json"  # behind the name of who is kept
+_ENDS = "down"
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -93,7 +94,20 @@ def kept_in(folder: Path) -> list[Kept]:
     return [kept for kept in found if kept is not None]
 
 
+def end(folder: Path) -> None:
+    """From now on keepers start nobody here, though no Ray may be there to tell them."""
+    (folder / _ENDS).touch()
+
+
+def begin(folder: Path) -> None:
+    (folder / _ENDS).unlink(missing_ok=True)
+
+
+def is_ended(folder: Path) -> bool:
+    return not folder.exists() or (folder / _ENDS).exists()
+
+
 def forget(folder: Path, name: str) -> None:
     """Its child has ended for good; what it said last stays, for who wonders."""
-    for ending in (KEPT, ".out", ".replicas.json"):
+    for ending in (KEPT, LIST, ".out"):
         (folder / f"{name}{ending}").unlink(missing_ok=True)

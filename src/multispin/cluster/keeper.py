@@ -21,11 +21,11 @@ import filelock
 import msgspec
 from msgspec.structs import replace
 
-from multispin.cell.replica_list import ReplicaList, read_replica_list, write_replica_list
+from multispin.cell.replica_list import ReplicaList, write_replica_list
 from multispin.cluster import folder as files
 from multispin.cluster.charge import Charge
 from multispin.cluster.folder import Kept
-from multispin.cluster.process import start
+from multispin.cluster.process import environment, start
 from multispin.errors import BadInput
 
 Condition: TypeAlias = Literal["waiting", "starting", "up", "failed", "draining", "ended"]
@@ -106,7 +106,7 @@ class Keeper:
 
     def list_replicas(self, replicas: ReplicaList) -> None:
         """For a directory: what it is to know."""
-        if not self._list_path.exists() or read_replica_list(self._list_path) != replicas:
+        if files.read(self._list_path, ReplicaList) != replicas:
             files.make_private(self._folder)
             write_replica_list(self._list_path, replicas)
 
@@ -165,13 +165,14 @@ class Keeper:
         if self._is_draining:
             self._has_ended = True
             files.forget(self._folder, self.charge.name)
+        elif files.is_ended(self._folder):
+            self._why = "the cluster has been ended on this machine"
         elif self.charge.is_directory and not self._list_path.exists():
             self._why = "the supervisor has not told which replicas there are"
         elif self._clock() >= self._retry_at:
             self._start()
 
     def _start(self) -> None:
-        files.make_private(self._folder)
         self._port = _free_port(self.charge, self._port)
         command = [sys.executable, "-m", "multispin", *self.charge.arguments]
         command += ["--port", str(self._port)]
@@ -181,7 +182,7 @@ class Keeper:
         if log.exists() and log.stat().st_size > MOST_LOG_BYTES:
             log.unlink()
         self._log_begin = log.stat().st_size if log.exists() else 0
-        process = start(command, self._path(".out"), log, _environment())
+        process = start(command, self._path(".out"), log, environment())
         charge = self.charge
         self._note(Kept(charge.name, charge.target, charge.digest, process, self._port))
 
@@ -231,7 +232,7 @@ class Keeper:
 
     @property
     def _list_path(self) -> Path:
-        return self._path(".replicas.json")
+        return self._path(files.LIST)
 
 
 def _free_port(charge: Charge, preferred: int) -> int:
@@ -254,8 +255,3 @@ def _is_free(host: str, port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def _environment() -> dict[str, str]:
-    """Ours, without what is Ray's alone."""
-    return {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}

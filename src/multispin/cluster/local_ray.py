@@ -6,7 +6,6 @@ It has a folder and a token of its own, so that it is no other's, and no other i
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import shutil
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from multispin.cluster import folder as files
-from multispin.cluster.process import Process, start
+from multispin.cluster.process import Process, end_all, environment, start
 from multispin.errors import PeerError
 
 START_S = 60.0  # on a machine that is busy
@@ -77,12 +76,7 @@ def stop_ray(folder: Path) -> None:
     known = files.read(folder / FILE, LocalRay)
     if known is None:
         return
-    known.process.end()
-    end = time.monotonic() + STOP_S
-    while known.process.lives:
-        if time.monotonic() > end:
-            known.process.end(with_force=True)
-        time.sleep(0.1)
+    end_all([known.process], STOP_S)
     shutil.rmtree(known.folder, ignore_errors=True)
     (folder / FILE).unlink(missing_ok=True)
 
@@ -96,9 +90,7 @@ def _command(place: Path) -> list[str]:
 
 
 def _environment(token: Path) -> dict[str, str]:
-    """Ours, without what is meant for another Ray."""
-    ours = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    return {**ours, **token_variables(str(token)), "RAY_USAGE_STATS_ENABLED": "0"}
+    return {**environment(), **token_variables(str(token)), "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def _last_line(folder: Path) -> str:

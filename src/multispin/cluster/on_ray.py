@@ -22,9 +22,9 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from ray.util import list_named_actors
 
 from multispin.cell.cluster_sections import ResourcesSection
-from multispin.cell.deployment import Deployment
+from multispin.cell.deployment import DIRECTORY, Deployment
 from multispin.cell.replica_list import ReplicaList
-from multispin.cluster.charge import DIRECTORY, Charge
+from multispin.cluster.charge import Charge
 from multispin.cluster.folder import folder_of
 from multispin.cluster.keeper import Keeper, KeeperState
 from multispin.cluster.overview import Overview

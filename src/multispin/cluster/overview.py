@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from multispin.cell.deployment import Deployment
-from multispin.cluster.charge import DIRECTORY
+from multispin.cell.deployment import DIRECTORY, Deployment
 from multispin.cluster.keeper import KeeperState
 from multispin.wire.replica import Status
 

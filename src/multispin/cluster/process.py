@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -45,6 +46,23 @@ def start(command: Sequence[str], out: Path, log: Path, environment: Mapping[str
     )
     pid = int(done.stdout)
     return Process(pid, _birth(pid))
+
+
+def end_all(processes: Sequence[Process], grace_s: float) -> None:
+    """Return when none of them lives any more; who still does after so long is killed."""
+    for process in processes:
+        process.end()
+    end = time.monotonic() + grace_s
+    while any(process.lives for process in processes):
+        if time.monotonic() > end:
+            for process in processes:
+                process.end(with_force=True)
+        time.sleep(0.1)
+
+
+def environment() -> dict[str, str]:
+    """Ours, without what is meant for a Ray: that of who starts a process is not the process's."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
 
 
 def _birth(pid: int) -> str:

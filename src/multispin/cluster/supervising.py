@@ -7,9 +7,9 @@ import logging
 import time
 from typing import NoReturn, Protocol
 
-from multispin.cell.deployment import Deployment
+from multispin.cell.deployment import DIRECTORY, Deployment
 from multispin.cell.replica_list import ReplicaList
-from multispin.cluster.charge import DIRECTORY, Charge
+from multispin.cluster.charge import Charge
 from multispin.cluster.keeper import KeeperState
 from multispin.cluster.overview import Overview, row
 from multispin.cluster.supervisor import Drain, End, Order, Start, Supervisor

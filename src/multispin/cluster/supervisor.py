@@ -13,9 +13,9 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from multispin.cell.cluster_sections import TargetSection
-from multispin.cell.deployment import Deployment
+from multispin.cell.deployment import DIRECTORY, Deployment
 from multispin.cell.replica_list import ListedReplica, ListedTarget, ReplicaList
-from multispin.cluster.charge import DIRECTORY, Charge, directory_charge, replica_charge
+from multispin.cluster.charge import Charge, directory_charge, replica_charge
 from multispin.cluster.keeper import KeeperState
 from multispin.control.autoscale import AIM, Autoscaler, Scaling
 from multispin.control.uplink import split_uplink

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable
 
 from multispin.cell.cluster_sections import ClusterSection
-from multispin.cluster.charge import DIRECTORY
+from multispin.cell.deployment import DIRECTORY
 from multispin.cluster.keeper import KeeperState
 from multispin.errors import BadInput
 from multispin.net.address import Address, parse_address

@@ -15,6 +15,7 @@ for nothing gets the first target. Budgets that nobody meets are refused with wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -74,7 +75,7 @@ class Budgets:
     def stated(self) -> dict[str, float]:
         """The budgets that ask for something, by name."""
         budgets = {field: float(getattr(self, field)) for field in _UNITS}
-        return {field: limit for field, limit in budgets.items() if limit > 0}
+        return {field: limit for field, limit in budgets.items() if 0 < limit < math.inf}
 
 
 def offer_of(profile: TargetProfile, fit: VerificationFit, num_sessions: int) -> Offer:

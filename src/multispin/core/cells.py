@@ -84,12 +84,12 @@ class Cells:
     ) -> None:
         """A device of the cell; see Controller. Raise BadInput or PeerError for one cell too many.
 
-        Devices name their cells, and may name any.
+        Devices name their cells, and may name any: those that have a budget are never too many.
         """
         if len(cell) > MAX_NAME:
             raise BadInput("cell", f"{cell[:MAX_NAME]}…", f"at most {MAX_NAME} characters")
         if cell not in self._cells:
-            if len(self._cells) >= MAX_CELLS:
+            if len(self._cells) >= MAX_CELLS and cell not in self.budgets:
                 text = f"cell = {cell}: this server has devices of {MAX_CELLS} cells already"
                 raise PeerError(text, code="overloaded", retry_after_s=RETRY_S)
             self._cells[cell] = self._new(cell)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
-from typing import Generic, TypeVar, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import BinaryIO, Generic, TypeVar, cast
 
 import msgspec
+
+from multispin.errors import BadInput, MultispinError
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -21,6 +23,43 @@ HEAD = 4  # bytes that hold a message's length
 
 class ChildDied(Exception):
     """The request was not answered, and no other will be."""
+
+
+class Failed(msgspec.Struct, array_like=True, tag=-1):
+    """Answers a request that could not be served; ``bad_input`` (field, value, remedy) if the
+    caller erred."""
+
+    code: str
+    message: str
+    bad_input: tuple[str, str, str] | None = None
+
+    @classmethod
+    def of(cls, error: MultispinError) -> Failed:
+        bad_input = None
+        if isinstance(error, BadInput):
+            bad_input = (error.field, str(error.value), error.remedy)
+        return cls(error.code, str(error), bad_input)
+
+    def error(self, kind: Callable[..., MultispinError]) -> MultispinError:
+        """To be raised by the parent; ``kind`` where nobody erred."""
+        if self.bad_input:
+            return BadInput(*self.bad_input, code=self.code)
+        return kind(self.message, code=self.code)
+
+
+def requests(stream: BinaryIO) -> Iterator[bytes]:
+    """The child's end: what is asked, until the parent is gone."""
+    while len(head := stream.read(HEAD)) == HEAD:
+        yield stream.read(int.from_bytes(head, "little"))
+
+
+def reply(stream: BinaryIO, body: bytes) -> None:
+    stream.write(_framed(body))
+    stream.flush()
+
+
+def _framed(body: bytes) -> bytes:
+    return len(body).to_bytes(HEAD, "little") + body
 
 
 class Child(asyncio.SubprocessProtocol, Generic[Request, Response]):
@@ -50,8 +89,7 @@ class Child(asyncio.SubprocessProtocol, Generic[Request, Response]):
             answer.set_exception(ChildDied())
             return answer
         self._asked.append(answer)
-        body = self._encoder.encode(request)
-        self._stdin.write(len(body).to_bytes(HEAD, "little") + body)
+        self._stdin.write(_framed(self._encoder.encode(request)))
         return answer
 
     def kill(self) -> None:

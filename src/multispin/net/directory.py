@@ -6,6 +6,7 @@ same list and the same statuses all decide alike. No I/O here.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -63,10 +64,9 @@ class Directory:
         self._by_server = {place.group.replicas[place.at].server: place for place in places}
         for name, (group, at) in self._by_name.items():
             if (old := before.get(name)) and old.group.replicas[old.at] == group.replicas[at]:
-                group.welcomes[at] = old.group.welcomes[old.at]
-        for name, (group, at) in self._by_name.items():
-            if (old := before.get(name)) and old.group.replicas[old.at] == group.replicas[at]:
-                group.take(at, old.group.statuses[old.at])
+                group.keep(at, old.group, old.at)
+        for group in self._groups:
+            group.agree()
 
     def news(self, name: str, status: Status | None) -> None:
         """A listed replica's status has come, or it is gone."""
@@ -170,6 +170,7 @@ class _Group:
         self.replicas = replicas
         self.statuses: list[Status | None] = [None] * len(replicas)
         self.welcomes: list[Welcome | None] = [None] * len(replicas)  # last told, whatever became
+        self.welcome: Welcome | None = None  # what the target's replicas tell devices
         self.num_told = np.zeros(len(replicas), np.int64)  # sessions, by the last status
         self.num_sessions = np.zeros(len(replicas), np.int64)  # with those placed since then
         self.max_sessions = np.zeros(len(replicas), np.int64)  # 0: it takes none
@@ -179,23 +180,48 @@ class _Group:
         self._seeds = replica_seeds(replica.name for replica in replicas)
 
     def take(self, at: int, status: Status | None) -> None:
+        before = self._model(at)
         self.statuses[at] = status
         if status is not None and status.welcome is not None:
             self.welcomes[at] = status.welcome
-        is_open = status is not None and self.condition(at) == "ok"
         self.num_told[at] = self.num_sessions[at] = status.num_sessions if status else 0
+        if self._model(at) != before:
+            self.agree()
+        self._open(at)
+
+    def keep(self, at: int, old: _Group, old_at: int) -> None:
+        """What is known of it; then all are to `agree`."""
+        self.statuses[at], self.welcomes[at] = old.statuses[old_at], old.welcomes[old_at]
+        self.num_told[at] = old.num_told[old_at]
+        self.num_sessions[at] = old.num_sessions[old_at]
+
+    def agree(self) -> None:
+        """On the target's model: that of most replicas that are there, so that one with a wrong one
+        is left out, and not all others."""
+        known = [welcome for welcome in self.welcomes if welcome is not None]
+        here = Counter(model for at in range(len(self.replicas)) if (model := self._model(at)))
+        if here:
+            model = here.most_common(1)[0][0]  # of as many, the first in the list
+            known = [welcome for welcome in known if _model_of(welcome) == model]
+        self.welcome = known[0] if known else None
+        for at in range(len(self.replicas)):
+            self._open(at)
+
+    def _model(self, at: int) -> tuple[str, str] | None:
+        """Of a replica that is there."""
+        welcome = self.welcomes[at] if self.statuses[at] else None
+        return _model_of(welcome) if welcome else None
+
+    def _open(self, at: int) -> None:
+        """For sessions, if it serves."""
+        status, is_open = self.statuses[at], self.condition(at) == "ok"
         self.max_sessions[at] = status.max_sessions if status and is_open else 0
 
-    @property
-    def welcome(self) -> Welcome | None:
-        """What the target's replicas tell devices: the first one's of whom it is known."""
-        return next((welcome for welcome in self.welcomes if welcome is not None), None)
-
     def condition(self, at: int) -> ReplicaCondition:
-        status, own, first = self.statuses[at], self.welcomes[at], self.welcome
+        status, own, all_own = self.statuses[at], self.welcomes[at], self.welcome
         if status is None:
             return "down"
-        if own and first and (own.target, own.fingerprint) != (first.target, first.fingerprint):
+        if own and all_own and _model_of(own) != _model_of(all_own):
             return "other_model"
         return status.condition if own is not None else "loading"
 
@@ -214,7 +240,7 @@ class _Group:
         mine, theirs = self.welcome, other.welcome
         if mine is None or theirs is None:
             return False
-        return (mine.target, mine.fingerprint) == (theirs.target, theirs.fingerprint)
+        return _model_of(mine) == _model_of(theirs)
 
     def place(self, key: int, avoid: Sequence[int]) -> int:
         """The replica of a session; NOWHERE if none has room. Those placed since the last status
@@ -231,6 +257,10 @@ class _Group:
         assert status is not None
         fit = VerificationFit(status.pass_fixed_s, status.pass_s_per_session, status.pass_s_per_row)
         return offer_of(self._profile, fit, int(self.num_sessions[at]))
+
+
+def _model_of(welcome: Welcome) -> tuple[str, str]:
+    return welcome.target, welcome.fingerprint
 
 
 def _best(

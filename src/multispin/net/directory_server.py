@@ -10,9 +10,9 @@ from msgspec.structs import replace
 
 from multispin.core.gate import being_stopped
 from multispin.core.server import Outgoing
-from multispin.errors import MultispinError, PeerError
+from multispin.errors import MultispinError
 from multispin.net.directory import Directory
-from multispin.net.links import RESTART_S, Links
+from multispin.net.links import RESTART_S, Links, out_of_place
 from multispin.net.observer import Observer
 from multispin.net.server_link import Link
 from multispin.wire.frames import (
@@ -28,11 +28,15 @@ from multispin.wire.frames import (
     Resume,
 )
 
+MAX_BYTES = 1 << 15  # of a frame: nobody has more to ask
+FIND_FRAMES = 10  # frames that take the server as long as an answer to find
+
 
 class DirectoryServer(Links):
     """``answers`` counts what devices were told: redirect, welcome, or the code of an error."""
 
     is_draining = False
+    max_bytes = MAX_BYTES
 
     def __init__(
         self,
@@ -66,12 +70,11 @@ class DirectoryServer(Links):
                 text = f"session = {session}: a directory serves none; find its replica first"
                 return [(link, Error(session, "out_of_order", text))]
             case _:
-                raise PeerError(
-                    f"{type(message).__name__.lower()} is out of place here", code="out_of_order"
-                )
+                raise out_of_place(message)
 
     def _find(self, link: Link, message: Find) -> Redirect | Error:
         hello = self._hellos[link]
+        self._pace(link, FIND_FRAMES - 1)
         try:
             return self.directory.find(link.tenant, message, hello.drafter, hello.fingerprint)
         except MultispinError as error:

@@ -1,7 +1,8 @@
 """The engine's own process: reads requests on its standard input, answers on its output.
 
-Run by net.engine_process as ``python -m multispin.net.engine_child``. Each message is a
-MessagePack struct behind its length in four bytes. The first request loads the model.
+Run by net.engine_process as ``python -m multispin.net.engine_child``; messages as in net/child.py.
+The first request loads the model. A step never fails by an answer: whatever goes wrong in one ends
+the process, which is replaced.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from typing import BinaryIO, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 import numpy as np
 
 from multispin.core.cost import CostEngine
 from multispin.core.engine import Batch, Engine, EngineInfo, StepResult
-from multispin.errors import BadInput, MultispinError
+from multispin.errors import MultispinError
+from multispin.net.child import Failed, reply, requests
 from multispin.net.loading import TargetOptions, load_engine
 
 
@@ -45,30 +47,19 @@ class Tokenized(msgspec.Struct, array_like=True, tag=2):
     ids: bytes  # little-endian int32
 
 
-class Failed(msgspec.Struct, array_like=True, tag=3):
-    """The request could not be served; ``bad_input`` (field, value, remedy) if the caller erred.
-
-    A step never fails this way: whatever goes wrong in one ends the process, which is replaced.
-    """
-
-    code: str
-    message: str
-    bad_input: tuple[str, str, str] | None
-
-
 Request: TypeAlias = Load | Step | TokenizeText
 Response: TypeAlias = Loaded | Stepped | Tokenized | Failed
 
 
 def main() -> None:
     # llama.cpp and its neighbours may print: what they print must not mix with the answers.
-    requests = os.fdopen(os.dup(0), "rb")
+    asked = os.fdopen(os.dup(0), "rb")
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     encoder = msgspec.msgpack.Encoder()
     decoder = msgspec.msgpack.Decoder(Request)
     engine: Engine | CostEngine | None = None
-    while (data := _read(requests)) is not None:
+    for data in requests(asked):
         answer: Response
         match decoder.decode(data):
             case Load(options):
@@ -78,7 +69,7 @@ def main() -> None:
                     gc.freeze()  # what is here now stays: looking through it again delays a pass
                     answer = Loaded(engine.info)
                 except MultispinError as error:
-                    answer = _failed(error)
+                    answer = Failed.of(error)
             case Step(batch):
                 assert engine is not None
                 answer = Stepped(engine.step(batch))
@@ -88,24 +79,8 @@ def main() -> None:
                     ids = engine.tokenize(text, parse_special)
                     answer = Tokenized(ids.astype(np.dtype("<i4")).tobytes())
                 except MultispinError as error:
-                    answer = _failed(error)
-        body = encoder.encode(answer)
-        answers.write(len(body).to_bytes(4, "little") + body)
-        answers.flush()
-
-
-def _failed(error: MultispinError) -> Failed:
-    if isinstance(error, BadInput):
-        bad_input = (error.field, str(error.value), error.remedy)
-        return Failed(error.code, str(error), bad_input)
-    return Failed(error.code, str(error), None)
-
-
-def _read(stream: BinaryIO) -> bytes | None:
-    head = stream.read(4)
-    if len(head) < 4:
-        return None  # the server is gone, and so are we
-    return stream.read(int.from_bytes(head, "little"))
+                    answer = Failed.of(error)
+        reply(answers, encoder.encode(answer))
 
 
 if __name__ == "__main__":

@@ -12,10 +12,9 @@ import msgspec
 import numpy as np
 
 from multispin.core.engine import Batch, Engine, EngineInfo, StepResult
-from multispin.errors import BadInput, EngineFailed, EngineLost, MultispinError
-from multispin.net.child import Child, ChildDied
+from multispin.errors import EngineFailed, EngineLost, MultispinError
+from multispin.net.child import Child, ChildDied, Failed
 from multispin.net.engine_child import (
-    Failed,
     Load,
     Loaded,
     Request,
@@ -190,9 +189,7 @@ class EngineProcess:
             self._up.clear()
             raise EngineLost(_epitaph(await child.exit_code())) from None
         if isinstance(answer, Failed):
-            if answer.bad_input:
-                raise BadInput(*answer.bad_input, code=answer.code)
-            raise EngineFailed(answer.message, code=answer.code)
+            raise answer.error(EngineFailed)
         return answer
 
 

@@ -34,6 +34,8 @@ RESTART_S = 1.0  # who is stopped is not asked again before
 class Links:
     """``serve`` is called once per link. What is said on it is for who derives from this."""
 
+    max_bytes = frames.MAX_FRAME_BYTES  # of a frame
+
     def __init__(
         self,
         clock: Callable[[], float] = time.monotonic,
@@ -90,6 +92,8 @@ class Links:
         if link not in self._links:  # cut off: what it says is no offence any more
             return
         try:
+            if len(data) > self.max_bytes:
+                raise PeerError(f"a frame of {len(data)} bytes is too large here", code="bad_frame")
             message = frames.decode_from_device(data)
         except PeerError as error:
             self._refuse(link, error)
@@ -136,7 +140,8 @@ class Links:
             async with asyncio.timeout(HELLO_TIMEOUT_S):
                 hello = await link.receive()
         except TimeoutError:
-            raise PeerError("no hello within 10 s", code="out_of_order") from None
+            message = f"no hello within {HELLO_TIMEOUT_S:g} s"
+            raise PeerError(message, code="out_of_order") from None
         if not isinstance(hello, Hello):
             raise PeerError("the first message must be hello", code="out_of_order")
         if hello.version != PROTOCOL_VERSION:
@@ -211,6 +216,11 @@ class Links:
             for observer in self._observers:
                 observer.left(link.number)
             self._left.set()
+
+
+def out_of_place(message: FromDevice) -> PeerError:
+    name = type(message).__name__.lower()
+    return PeerError(f"{name} is out of place here", code="out_of_order")
 
 
 def _abusive(retry_after_s: float) -> PeerError:

@@ -127,10 +127,12 @@ class Router:
         if not directory or self._dial is None:
             message = "the server serves by way of a directory, and names none: connect with that"
             raise PeerError(message, code="redirected")
-        dial = functools.partial(self._dial, directory, self._take_number())
+        number = self._take_number()
+        dial = functools.partial(self._dial, directory, number)
         try:
             link = await dial()
         except MultispinError as error:
+            self._numbers.discard(number)
             message = f"the directory that the server names cannot be reached: {error}"
             raise _lost(error, message) from None
         if not link.welcome.is_directory:

@@ -17,7 +17,7 @@ from multispin.core.prompt import prompt_text, with_bos
 from multispin.core.server import Outgoing, ServerCore
 from multispin.core.welcome import welcome
 from multispin.errors import EngineLost, IncompatibleModels, MultispinError, PeerError
-from multispin.net.links import RESTART_S, Links
+from multispin.net.links import RESTART_S, Links, out_of_place
 from multispin.net.observer import Observer
 from multispin.net.schema_trial import SchemaTrials
 from multispin.net.server_link import Link
@@ -243,9 +243,7 @@ class EdgeServer(Links):
                 ids = await self.engine.tokenize(message.text, parse_special=False)
                 return [(link, Tokens(message.request, frames.pack_ids(ids, self.core.id_bits)))]
             case _:
-                raise PeerError(
-                    f"{type(message).__name__.lower()} is out of place here", code="out_of_order"
-                )
+                raise out_of_place(message)
 
     async def _open(self, link: Link, message: Open) -> list[Outgoing]:
         if self._belongs_elsewhere(link, message):

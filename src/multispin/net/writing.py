@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Messages went astray: the two sides do not mean the same, and the device says where it stands.
 ASTRAY = frozenset({"abandoned", "bad_frame", "digest_mismatch", "out_of_order", "unknown_session"})
 MAX_VAIN = 3  # so often, with no token in between
+MAX_HURRIED = 3  # searches in a row without a pause, with no token in between
 NEVER: frozenset[str] = frozenset()
 OF_TEXT = ("target", "fingerprint", "reproducible")  # what a text may depend on
 
@@ -60,6 +61,8 @@ class Writing:
         self._has_news = asyncio.Event()  # while it seeks
         self._failure: BaseException | None = None  # of drafting
         self._num_vain = 0
+        self._num_searches = 0  # since the last token
+        self._backoff = device.router.finder.backoff()
 
     @property
     def target(self) -> str:
@@ -108,7 +111,8 @@ class Writing:
                 raise
             self._seek(error)
             return None
-        self._num_vain = 0
+        self._num_vain = self._num_searches = 0
+        self._backoff.reset()
         self._is_settled = True
         self._wake()
         return committed
@@ -214,6 +218,9 @@ class Writing:
 
     async def _found(self, leaves_for: PeerError | None) -> tuple[Open, Opened]:
         search = self._search()
+        self._num_searches += 1
+        if self._num_searches > MAX_HURRIED:  # whoever takes it loses it
+            await asyncio.sleep(self._backoff.next_s())
         if leaves_for is not None:
             await search.failed(leaves_for)
         return await self._until_answered(self._resume, search)
