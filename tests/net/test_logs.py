@@ -257,10 +257,12 @@ def test_frames_are_told_the_same_at_both_ends() -> None:
 
 def test_the_documentation_names_every_event() -> None:
     root = Path(__file__).parents[2]
-    table = re.findall(r"(?m)^\| (`\w+`(?:, `\w+`)*) \| (?:info|warning|debug)", text_of_docs(root))
+    table = re.findall(r"(?m)^\| (`\w+`(?:, `\w+`)*) \| (?:info|warning|debug|error)", text_of_docs(root))
     documented = {name for names in table for name in re.findall(r"\w+", names)}
-    source = (root / "src" / "multispin" / "net" / "logs.py").read_text()
-    told = set(re.findall(r'(?:_tell|_end)\(\s*"(\w+)"', source))
+    net = root / "src" / "multispin" / "net"
+    told = set(re.findall(r'(?:_tell|_end)\(\s*"(\w+)"', (net / "logs.py").read_text()))
+    for of_directory in ("watches.py", "watching.py"):
+        told |= set(re.findall(r'log\.\w+\(\s*"(\w+)', (net / of_directory).read_text()))
     assert documented == told
 
 
