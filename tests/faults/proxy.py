@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from tests.process import loopback_address
 
 Way: TypeAlias = Literal["up", "down"]  # up: from the device
+LONG_ARRAY = b"\xdc"  # MessagePack's mark of more than 15 elements, whose number follows it
 BINARY = 0x82  # first byte of a frame that is a message of its own
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: a close is a reset, at once
 
@@ -208,8 +209,8 @@ class Relay:
 
 
 async def _frames(reader: asyncio.StreamReader) -> AsyncIterator[tuple[bytes, int, int]]:
-    """Each WebSocket frame as it came, the second byte of its payload (-1: it has none), and the
-    payload's length."""
+    """Each WebSocket frame as it came, the byte of its payload where a frame has its number (-1:
+    there is none), and the payload's length."""
     with contextlib.suppress(asyncio.IncompleteReadError, OSError):
         while True:
             head = await reader.readexactly(2)
@@ -219,5 +220,6 @@ async def _frames(reader: asyncio.StreamReader) -> AsyncIterator[tuple[bytes, in
                 head, length = head + more, int.from_bytes(more, "big")
             mask = await reader.readexactly(4) if is_masked else b""
             data = await reader.readexactly(length)
-            kind = data[1] ^ (mask[1] if mask else 0) if length > 1 else -1
-            yield head + mask + data, kind, length
+            begins = bytes(b ^ m for b, m in zip(data[:4], mask or bytes(4), strict=False))
+            at = 3 if begins[:1] == LONG_ARRAY else 1
+            yield head + mask + data, begins[at] if len(begins) > at else -1, length

@@ -257,7 +257,9 @@ def test_frames_are_told_the_same_at_both_ends() -> None:
 
 def test_the_documentation_names_every_event() -> None:
     root = Path(__file__).parents[2]
-    table = re.findall(r"(?m)^\| (`\w+`(?:, `\w+`)*) \| (?:info|warning|debug|error)", text_of_docs(root))
+    table = re.findall(
+        r"(?m)^\| (`\w+`(?:, `\w+`)*) \| (?:info|warning|debug|error)", text_of_docs(root)
+    )
     documented = {name for names in table for name in re.findall(r"\w+", names)}
     net = root / "src" / "multispin" / "net"
     told = set(re.findall(r'(?:_tell|_end)\(\s*"(\w+)"', (net / "logs.py").read_text()))
