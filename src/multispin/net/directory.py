@@ -23,6 +23,7 @@ from multispin.wire.frames import Find, Redirect, Welcome, Wish
 from multispin.wire.replica import Condition, Status
 
 RETRY_S = 1.0
+MOST_PLACED = 1.5  # times its places that a replica may have, as far as it has not told of them
 # "down": no connection to it. "other_model": not the model of the target's other replicas.
 ReplicaCondition: TypeAlias = Condition | Literal["down", "other_model"]
 
@@ -244,9 +245,12 @@ class _Group:
 
     def place(self, key: int, avoid: Sequence[int]) -> int:
         """The replica of a session; NOWHERE if none has room. Those placed since the last status
-        may have ended since: they do not make a replica full."""
-        for num_sessions in (self.num_sessions, self.num_told):
-            room = has_room(num_sessions, self.max_sessions)
+        may have ended since: what they take counts for less where nobody has room otherwise."""
+        beyond = self.num_sessions < MOST_PLACED * self.max_sessions
+        for room in (
+            has_room(self.num_sessions, self.max_sessions),
+            has_room(self.num_told, self.max_sessions) & beyond,
+        ):
             room[avoid] = False
             if room.any():
                 return place(key, self._seeds, room)
