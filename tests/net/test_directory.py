@@ -214,6 +214,20 @@ def test_the_model_of_those_that_are_gone_is_no_hindrance() -> None:
     assert made.welcome(LOCAL, "none", None).target == OTHER.target
 
 
+def test_a_text_that_moves_may_go_to_any_target_of_its_model_but_first_to_its_own() -> None:
+    made = directory(listing(chat=1, large=2, other=1))
+    moves = asked(1, last="large-0:1", avoid=["large-0:1"])
+    assert found(made, moves) == "large-1:1"
+    made.news("large-1", None)
+    assert found(made, moves) == "chat-0:1"
+    full = status("chat-0", welcome=WELCOME, max_sessions=1, num_sessions=1)
+    made.news("chat-0", full)
+    assert refused(made, moves) == "overloaded"
+    assert found(made, asked(1, last="chat-0:1", avoid=["chat-0:1"])) == "large-0:1"
+    assert found(made, asked(1, wish=Wish(WELCOME.target))) == "large-0:1"
+    assert refused(made, asked(1)) == "overloaded"  # who asks for nothing gets the first
+
+
 def test_a_new_list_keeps_what_is_known_of_those_that_stay() -> None:
     made = directory(listing(chat=4), num_sessions=9)
     before = [found(made, asked(n)) for n in range(40)]

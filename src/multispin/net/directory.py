@@ -105,15 +105,19 @@ class Directory:
             or not last.group.serves(last.at)
         ):
             budgets = Budgets() if last else _budgets(message.wish)
+            if not (last or message.wish.target or budgets.stated):
+                groups = groups[:1]  # whether it has room or not
             key = session_key(tenant.name, message.beginning)
             last = _best(groups, key, avoid, budgets)
         last.group.num_sessions[last.at] += 1
         return Redirect(message.session, last.group.replicas[last.at].server)
 
     def _asked(self, wish: Wish, last: _Place | None) -> list[_Group]:
-        """The targets of which one may be had: a session that moves keeps its own."""
+        """The targets of which one may be had: a session that moves keeps its own, or goes to
+        one of the same model."""
         if last is not None:
-            return [group for group in self._groups if group.is_like(last.group)]
+            like = [group for group in self._groups if group.is_like(last.group)]
+            return sorted(like, key=lambda group: group is not last.group)
         if not wish.target:
             return self._groups
         named = [g for g in self._groups if g.target.name == wish.target]
@@ -270,9 +274,8 @@ def _model_of(welcome: Welcome) -> tuple[str, str]:
 def _best(
     groups: Sequence[_Group], key: int, avoid: Collection[_Place], budgets: Budgets
 ) -> _Place:
-    """Who asks for nothing gets the first target, whether it has room or not."""
     places = {}
-    for group in groups if budgets.stated else groups[:1]:
+    for group in groups:
         at = group.place(key, [place.at for place in avoid if place.group is group])
         if at != NOWHERE:
             places[group.target.name] = _Place(group, at)
