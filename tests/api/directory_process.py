@@ -14,7 +14,8 @@ from multispin.cell.replica_list import (
     ReplicaList,
     write_replica_list,
 )
-from tests.api.conftest import MULTISPIN, get
+from tests.api.conftest import get
+from tests.cli.conftest import agent
 
 TARGET = ListedTarget("chat")
 
@@ -45,19 +46,6 @@ class Cluster:
 
 
 @contextmanager
-def process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    command = [*MULTISPIN, *arguments, "--log-level", "warning"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as started:
-        try:
-            assert started.stdout is not None
-            address = started.stdout.readline().strip()
-            assert address, f"{arguments[0]} did not start"
-            yield started, address
-        finally:
-            started.kill()
-
-
-@contextmanager
 def cluster(
     folder: Path,
     *names: str,
@@ -69,12 +57,12 @@ def cluster(
     made.list()
     with ExitStack() as stack:
         own = ("directory", str(made.file), "--port", "0", *of_directory)
-        made.processes["directory"], made.directory = stack.enter_context(process(*own))
+        made.processes["directory"], made.directory = stack.enter_context(agent(*own))
         for name in names:
             serve = ("serve", "--target", "ngram", "--port", "0", "--reproducible")
             known = ("--name", name, "--directory", made.directory)
             made.processes[name], made.servers[name] = stack.enter_context(
-                process(*serve, *known, *of_replicas)
+                agent(*serve, *known, *of_replicas)
             )
         made.list(*names)
         yield made

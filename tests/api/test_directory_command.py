@@ -18,7 +18,8 @@ import openai
 import pytest
 
 from tests.api.conftest import MULTISPIN, complete, get
-from tests.api.directory_process import Cluster, cluster, process, wait
+from tests.api.directory_process import Cluster, cluster, wait
+from tests.cli.conftest import agent
 from tests.identity import Certs, add, make_certs
 
 LONG: dict[str, Any] = {
@@ -75,7 +76,7 @@ def test_a_device_gets_the_same_as_without_a_directory(three: Cluster) -> None:
     there = complete(three.directory, "the phone ", *options)
     assert there["text"] == complete(three.servers["a"], "the phone ", *options)["text"]
     device = ("device", "--server", three.directory, "--draft", "ngram", "--port", "0")
-    with process(*device) as (_, address):
+    with agent(*device) as (_, address):
         near = text_of(address, model="ngram", max_tokens=40)
     assert near == text_of(three.directory, max_tokens=40)
 

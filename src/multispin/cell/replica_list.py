@@ -6,8 +6,6 @@ sees the list before or the list after.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +13,7 @@ from typing import Annotated
 import msgspec
 
 from multispin.errors import BadInput
+from multispin.files import write_whole
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}\Z")]
 NonNegative = Annotated[float, msgspec.Meta(ge=0, lt=1e18)]
@@ -69,15 +68,7 @@ def read_replica_list(path: Path, field: str = "FILE") -> ReplicaList:
 
 def write_replica_list(path: Path, replicas: ReplicaList) -> None:
     """Replace the file; a reader never sees half of it."""
-    data = msgspec.json.format(msgspec.json.encode(replicas)) + b"\n"
-    descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as temporary:
-            temporary.write(data)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    write_whole(path, msgspec.json.format(msgspec.json.encode(replicas)) + b"\n")
 
 
 def _check_unique(field: str, values: Iterable[str]) -> None:

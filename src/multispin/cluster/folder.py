@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from platformdirs import user_state_path
 
 from multispin.cluster.process import Process
 from multispin.errors import BadInput
+from multispin.files import write_whole
 
 S = TypeVar("S", bound=msgspec.Struct)
 KEPT, LIST = ".kept.json", ".replicas.json"  # behind the name of who is kept
@@ -75,9 +75,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 def write(path: Path, state: msgspec.Struct) -> None:
     """Replace the file; nobody sees half of it."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(msgspec.json.encode(state))
-    temporary.replace(path)
+    write_whole(path, msgspec.json.encode(state))
 
 
 def read(path: Path, kind: type[S]) -> S | None:

@@ -272,21 +272,25 @@ def encode(frame: Frame) -> bytes:
 
 def decode_from_device(data: bytes) -> FromDevice:
     """Raise PeerError (code bad_frame) unless the bytes are exactly one frame of a device."""
-    return _decode(_from_device, data)
+    return decode(_from_device, data)
 
 
 def decode_from_server(data: bytes) -> FromServer:
     """Raise PeerError (code bad_frame) unless the bytes are exactly one frame of a server."""
-    return _decode(_from_server, data)
+    return decode(_from_server, data)
 
 
-def _decode(decoder: msgspec.msgpack.Decoder[F], data: bytes) -> F:
+def decode(
+    decoder: msgspec.msgpack.Decoder[F], data: bytes, what: str = "a frame of this protocol"
+) -> F:
+    """Raise PeerError (code bad_frame) unless the bytes are exactly one message of the decoder's,
+    and not too many."""
     if len(data) > MAX_FRAME_BYTES:
         raise PeerError(f"a frame of {len(data)} bytes is too large", code="bad_frame")
     try:
         return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise PeerError(f"not a frame of this protocol: {error}", code="bad_frame") from error
+        raise PeerError(f"not {what}: {error}", code="bad_frame") from error
 
 
 # --- token ids ---------------------------------------------------------------------------------

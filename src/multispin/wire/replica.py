@@ -12,8 +12,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from multispin.errors import PeerError
-from multispin.wire.frames import MAX_FRAME_BYTES, Welcome
+from multispin.wire.frames import Welcome, decode
 
 WATCH_PATH = "/v1/replica"
 STATUS_S = 1.0
@@ -85,17 +84,9 @@ def encode(message: FromReplica | FromWatcher) -> bytes:
 
 def decode_from_replica(data: bytes) -> FromReplica:
     """Raise PeerError (code bad_frame) unless the bytes are exactly one message of a replica."""
-    try:
-        return _from_replica.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise PeerError(f"not a message of a replica: {error}", code="bad_frame") from error
+    return decode(_from_replica, data, "a message of a replica")
 
 
 def decode_from_watcher(data: bytes) -> FromWatcher:
     """Raise PeerError (code bad_frame) unless the bytes are exactly one message of a watcher."""
-    if len(data) > MAX_FRAME_BYTES:
-        raise PeerError(f"a message of {len(data)} bytes is too large", code="bad_frame")
-    try:
-        return _from_watcher.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise PeerError(f"not a message of a watcher: {error}", code="bad_frame") from error
+    return decode(_from_watcher, data, "a message of a watcher")
